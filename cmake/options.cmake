@@ -1,0 +1,41 @@
+option(WEIR_FUZZ "Build the libFuzzer targets (needs clang)" OFF)
+set(WEIR_SANITIZE "" CACHE STRING "'address,undefined' or 'thread'")
+
+if(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
+endif()
+
+find_program(CCACHE ccache)
+if(CCACHE)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CCACHE})
+endif()
+find_program(MOLD mold)
+if(MOLD)
+  add_link_options(-fuse-ld=mold)
+endif()
+
+# No fast-math anywhere: reproducible results rest on the order of additions that is written down.  -ffp-contract=off
+# keeps the compiler from fusing a multiply and an add in one build and not in another; kernels that want FMA say so.
+add_compile_options(-ffp-contract=off)
+
+add_library(weir_warnings INTERFACE)
+target_compile_options(weir_warnings INTERFACE -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Wno-missing-field-initializers)
+if(NOT WEIR_SANITIZE)   # sanitizers make gcc see ghosts (-Wmaybe-uninitialized)
+  target_compile_options(weir_warnings INTERFACE -Werror)
+endif()
+
+if(WEIR_SANITIZE)
+  add_compile_options(-fsanitize=${WEIR_SANITIZE} -fno-omit-frame-pointer -g1)
+  add_link_options(-fsanitize=${WEIR_SANITIZE})
+endif()
+
+# gRPC, protobuf and abseil come uninstrumented from the distribution: what they order inside is invisible to
+# ThreadSanitizer.  Files that include gRPC or protobuf are glue: compiled without ThreadSanitizer, kept thin, and handing
+# over to the rest through std::mutex.
+set(WEIR_GLUE_FLAGS "")
+if(WEIR_SANITIZE STREQUAL "thread")
+  set(WEIR_GLUE_FLAGS -fno-sanitize=thread)
+endif()
+function(weir_glue)
+  set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS "${WEIR_GLUE_FLAGS}")
+endfunction()
