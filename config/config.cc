@@ -104,7 +104,7 @@ class YamlFormat : public CLI::Config {
       return Quoted(text);
     }
     if (option.get_items_expected_max() == 0) return "true";
-    const std::vector<std::string> results = option.results();
+    const std::vector<std::string>& results = option.results();
     if (!is_list) return Quoted(results.back());
     std::string list = "[";
     for (const std::string& value : results) list += (list.size() > 1 ? ", " : "") + Quoted(value);

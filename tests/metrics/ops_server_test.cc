@@ -73,7 +73,7 @@ TEST_F(OpsServerTest, ServesMetricsAndProbes) {
 TEST_F(OpsServerTest, GarbageAndOtherMethodsHarmNothing) {
   EXPECT_THAT(Get(server_->port(), "POST /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
               testing::StartsWith("HTTP/1.1 405"));
-  Get(server_->port(), "\x16\x03\x01\x02\x00\x01\r\n\r\n");
+  Get(server_->port(), "\x16\x03\x01\x02\x01\r\n\r\n");
   Get(server_->port(), "GET /" + std::string(20000, 'x') + " HTTP/1.1\r\n\r\n");
   EXPECT_THAT(GetPage(server_->port(), "/healthz"), testing::StartsWith("HTTP/1.1 200"));
 }
