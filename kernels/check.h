@@ -20,9 +20,9 @@ namespace weir {
 
 // WEIR_CHECK(condition) or WEIR_CHECK(condition, message).  The message, anything that makes a std::string, is built
 // only on failure.
-#define WEIR_CHECK(condition, ...)                                                            \
-  do {                                                                                        \
-    if (!(condition)) [[unlikely]] {                                                          \
-      ::weir::CheckFailed(__FILE__, __LINE__, #condition, ::std::string{__VA_ARGS__});        \
-    }                                                                                         \
+#define WEIR_CHECK(condition, ...)                                                     \
+  do {                                                                                 \
+    if (!(condition)) [[unlikely]] {                                                   \
+      ::weir::CheckFailed(__FILE__, __LINE__, #condition, ::std::string{__VA_ARGS__}); \
+    }                                                                                  \
   } while (false)

@@ -87,7 +87,8 @@ std::vector<std::pair<int32_t, float>> Largest(std::span<const float> logits, in
   for (size_t i = 0; i < logits.size(); ++i) {
     if (!(logits[i] > threshold)) continue;
     if (top.size() == limit) top.pop_back();
-    const auto place = std::find_if(top.begin(), top.end(), [&](const auto& entry) { return entry.second < logits[i]; });
+    const auto place =
+        std::find_if(top.begin(), top.end(), [&](const auto& entry) { return entry.second < logits[i]; });
     top.insert(place, {static_cast<int32_t>(i), logits[i]});
     if (top.size() == limit) threshold = top.back().second;
   }
@@ -166,8 +167,8 @@ class Ranking {
 
   Prefix All() const;
   Prefix FirstCount(int64_t count);
-  Prefix FirstMass(double mass);      // the smallest prefix of at least `mass`, one token at least
-  Prefix HeaviestFrom(float weight);  // the tokens of at least `weight`, at most 1
+  Prefix FirstMass(double mass);                     // the smallest prefix of at least `mass`, one token at least
+  Prefix HeaviestFrom(float weight);                 // the tokens of at least `weight`, at most 1
   int32_t TokenAt(double mass, const Prefix& kept);  // the first whose cumulative mass exceeds `mass`
 
  private:
@@ -208,9 +209,8 @@ const std::vector<int32_t>& Ranking::Sorted(size_t bucket) {
   for (size_t i = 0; i < weights_.size(); ++i) {
     if (weights_[i] != 0.0f && BucketOf(weights_[i]) == bucket) sorted_.push_back(static_cast<int32_t>(i));
   }
-  std::sort(sorted_.begin(), sorted_.end(), [this](int32_t a, int32_t b) {
-    return logits_[a] != logits_[b] ? logits_[a] > logits_[b] : a < b;
-  });
+  std::sort(sorted_.begin(), sorted_.end(),
+            [this](int32_t a, int32_t b) { return logits_[a] != logits_[b] ? logits_[a] > logits_[b] : a < b; });
   return sorted_;
 }
 
@@ -315,9 +315,10 @@ int32_t Choose(std::span<const float> logits, float max, const SampleRow& row) {
 }  // namespace
 
 uint64_t NoiseKey(uint64_t seed, uint64_t request_id) {
-  const std::array<uint32_t, 4> block = Philox({static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32),
-                                                static_cast<uint32_t>(request_id), static_cast<uint32_t>(request_id >> 32)},
-                                               {0x57656972u, 0x6e6f6973u});  // "Weir", "nois": apart from the draws
+  const std::array<uint32_t, 4> block =
+      Philox({static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32), static_cast<uint32_t>(request_id),
+              static_cast<uint32_t>(request_id >> 32)},
+             {0x57656972u, 0x6e6f6973u});  // "Weir", "nois": apart from the draws
   return uint64_t{block[1]} << 32 | block[0];
 }
 

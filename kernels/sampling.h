@@ -18,7 +18,7 @@ struct SamplingParams {
   float repetition_penalty = 1.0f;                    // over prompt and output: logit > 0 ? logit / p : logit * p
   float presence_penalty = 0.0f;                      // over output: logit - p if the token occurred
   float frequency_penalty = 0.0f;                     // over output: logit - p * count
-  std::vector<std::pair<int32_t, float>> logit_bias;  // token id, added to its logit
+  std::vector<std::pair<int32_t, float>> logit_bias;  // token id, added to its logit after the penalties
   int32_t num_top_logprobs = 0;                       // alternatives to report, at most kMaxTopLogprobs
   bool wants_logprob = false;                         // report the chosen token's log-probability
 };
@@ -39,7 +39,8 @@ struct SampleRow {
   int64_t position = 0;                 // of the token to be chosen: the counter of the noise
   // >= 0: choose nothing; report the log-probability of this token (a prompt's next token), before penalties and cuts.
   int32_t given_token = -1;
-  // When not empty: bit t set = token t may be chosen; (vocab_size + 31) / 32 words.
+  // When not empty: bit t set = token t may be chosen; (vocab_size + 31) / 32 words.  The others count as -inf, in the
+  // log-probabilities too.
   std::span<const uint32_t> allowed_tokens;
 };
 
@@ -57,8 +58,9 @@ struct SampleOutput {
 uint64_t NoiseKey(uint64_t seed, uint64_t request_id);
 
 // The specification, used by the backends on a CPU.  logits[vocab_size] in f32; -inf marks tokens that cannot be
-// chosen. The draw is by inversion of one uniform number in [0, 1) from (noise_key, position) over the kept tokens in
-// descending probability, ascending id on a tie, with double accumulation.
+// chosen. The cuts follow one another: top_k, then top_p of what top_k left, then min_p, all at the row's temperature.
+// The draw is by inversion of one uniform number in [0, 1) from (noise_key, position), kernels/noise.h, over the kept
+// tokens in descending probability, ascending id on a tie, with double accumulation.
 void SampleFromLogits(std::span<const float> logits, const SampleRow& row, SampleOutput& output);
 
 }  // namespace weir::kernels

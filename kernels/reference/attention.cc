@@ -86,8 +86,7 @@ Row AttendMha(std::span<const double> q, std::span<const KeyValue> context, cons
   return out;
 }
 
-Row AttendAbsorbed(std::span<const double> q, std::span<const Row> context, const Matrix& kv_b,
-                   const MlaShape& shape) {
+Row AttendAbsorbed(std::span<const double> q, std::span<const Row> context, const Matrix& kv_b, const MlaShape& shape) {
   const int32_t dn = shape.qk_nope_head_dim, dv = shape.v_head_dim;
   const size_t num_latents = static_cast<size_t>(shape.kv_lora_rank);
   Row out(static_cast<size_t>(shape.num_heads) * dv);

@@ -242,8 +242,7 @@ void ReferenceBackend::RmsNorm(TensorView out, TensorView x, TensorView weight, 
   for (int64_t t = 0; t < x.rows; ++t) WriteRow(out, t, Normalize(ReadRow(x, t), w, eps));
 }
 
-void ReferenceBackend::AddRmsNorm(TensorView out, TensorView residual, TensorView delta, TensorView weight,
-                                  float eps) {
+void ReferenceBackend::AddRmsNorm(TensorView out, TensorView residual, TensorView delta, TensorView weight, float eps) {
   Add(residual, delta);
   RmsNorm(out, residual, weight, eps);
 }
@@ -285,8 +284,8 @@ void ReferenceBackend::WriteLatent(const LatentCache& cache, TensorView kv_a, Te
   }
 }
 
-void ReferenceBackend::PromptAttention(TensorView out, TensorView q, const LatentCache& cache,
-                                       const DeviceBatch& batch, const LinearWeight& kv_b, const MlaShape& shape) {
+void ReferenceBackend::PromptAttention(TensorView out, TensorView q, const LatentCache& cache, const DeviceBatch& batch,
+                                       const LinearWeight& kv_b, const MlaShape& shape) {
   const Batch& b = Unwrap(batch);
   const Matrix& matrix = static_cast<const PackedLinear&>(kv_b).matrix;
   for (const SequenceRows& sequence : b.sequences) {

@@ -109,8 +109,7 @@ absl::StatusOr<Matrix> Decode(const HostMatrix& weight, ScaleFormat format) {
   matrix.elements.reserve(static_cast<size_t>(weight.rows * weight.cols));
   for (int64_t r = 0; r < weight.rows; ++r) {
     for (int64_t c = 0; c < weight.cols; ++c) {
-      matrix.elements.push_back(
-          static_cast<float>(ReadElement(weight.data, weight.dtype, r * weight.row_stride + c)));
+      matrix.elements.push_back(static_cast<float>(ReadElement(weight.data, weight.dtype, r * weight.row_stride + c)));
     }
   }
   if (weight.dtype == DType::kF8E4M3) {
@@ -133,8 +132,8 @@ Matrix Dequantized(Matrix weight) {
 }
 
 Row Multiply(const Matrix& weight, std::span<const double> x) {
-  WEIR_CHECK(static_cast<int64_t>(x.size()) == weight.cols, "a linear layer of " + std::to_string(weight.cols) +
-                                                                " inputs got " + std::to_string(x.size()));
+  WEIR_CHECK(static_cast<int64_t>(x.size()) == weight.cols,
+             "a linear layer of " + std::to_string(weight.cols) + " inputs got " + std::to_string(x.size()));
   return weight.dtype == DType::kF8E4M3 ? MultiplyFp8(weight, x) : MultiplyPlain(weight, x);
 }
 

@@ -46,6 +46,7 @@ float ScoreOfGroup(std::span<const float> scores, RouterShape::GroupScore rule) 
 void MaskGroups(std::span<float> selection, const RouterShape& shape) {
   const size_t group_size = selection.size() / static_cast<size_t>(shape.num_groups);
   std::vector<float> group_scores;
+  group_scores.reserve(static_cast<size_t>(shape.num_groups));
   for (int32_t g = 0; g < shape.num_groups; ++g) {
     group_scores.push_back(ScoreOfGroup(selection.subspan(g * group_size, group_size), shape.group_score));
   }
@@ -72,8 +73,7 @@ void CheckShape(std::span<const float> logits, std::span<const float> bias, cons
 
 std::vector<Choice> Route(std::span<const float> logits, std::span<const float> bias, const RouterShape& shape) {
   CheckShape(logits, bias, shape);
-  const std::vector<float> scores =
-      shape.scoring == RouterShape::Scoring::kSigmoid ? Sigmoid(logits) : Softmax(logits);
+  const std::vector<float> scores = shape.scoring == RouterShape::Scoring::kSigmoid ? Sigmoid(logits) : Softmax(logits);
   std::vector<float> selection = scores;
   for (size_t e = 0; e < bias.size(); ++e) selection[e] += bias[e];
   if (shape.group_score != RouterShape::GroupScore::kNone) MaskGroups(selection, shape);
@@ -84,6 +84,7 @@ std::vector<Choice> Route(std::span<const float> logits, std::span<const float> 
   for (const int32_t e : chosen) sum += scores[e];
   const double divisor = shape.normalizes_weights ? sum + 1e-20 : 1.0;
   std::vector<Choice> choices;
+  choices.reserve(chosen.size());
   for (const int32_t e : chosen) {
     choices.push_back({e, static_cast<float>(scores[e] / divisor * shape.scaling_factor)});
   }
