@@ -34,7 +34,8 @@
 //   * FP8 scales and the divisions x / s are f32 operations (kernels/float_formats.h): a quantised input has the same
 //     bits on every backend.
 //   * attention takes q, the cache rows and the absorbed W_UK and W_UV as they are, without rounding them first, and
-//     keeps its probabilities in f32.  Over a BF16 cache a backend may round q_lat, the probabilities and o_lat to BF16.
+//     keeps its probabilities in f32.  Over a BF16 cache a backend may round q_lat, the probabilities and o_lat to
+//     BF16.
 
 namespace weir::kernels {
 
