@@ -3,8 +3,10 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -15,9 +17,9 @@
 // A HuggingFace model directory, opened by mmap: config.json, generation_config.json, and model.safetensors or sharded
 // files with model.safetensors.index.json.  Opening reads headers only, and checks everything that can be checked
 // without touching tensor data: every tensor of the table is there, once, with its shape and an allowed dtype, and
-// nothing else is
-// ("extra" tensors are errors too, except rotary inv_freq buffers).  Every error names file, tensor, expected and
-// found. Immutable after Open; may be read from several threads.
+// nothing else is ("extra" tensors are errors too, except rotary inv_freq buffers).  MTP layers may be missing as a
+// whole, since base decoding does not need them; config().num_nextn_predict_layers is 0 then.  Every error names file,
+// tensor, expected and found.  Immutable after Open; may be read from several threads.
 
 namespace weir::worker {
 
@@ -27,8 +29,11 @@ struct TensorInfo {
   std::vector<int64_t> shape;
   int64_t num_bytes = 0;
   int32_t file = 0;            // index into Checkpoint::files()
-  const void* data = nullptr;  // mapped; may be unaligned
+  int64_t file_offset = 0;     // of its first byte
+  const void* data = nullptr;  // mapped; may be unaligned; null when the file ends before the tensor does
 };
+
+class ModelDirectory;
 
 class Checkpoint {
  public:
@@ -45,17 +50,24 @@ class Checkpoint {
 
   const std::string& directory() const { return directory_; }
   const ModelConfig& config() const { return config_; }
-  const std::vector<std::string>& files() const { return files_; }
+  const std::vector<std::string>& files() const { return files_; }  // paths
   const std::vector<TensorSpec>& table() const { return table_; }
   const TensorInfo& tensor(std::string_view name) const;      // CHECKs that it is there
   const TensorInfo* FindTensor(std::string_view name) const;  // nullptr if not
+  // The scales of an FP8 tensor; nullptr when it is stored in another dtype.
+  const TensorInfo* ScalesOf(const TensorSpec& spec) const;
+  int64_t num_tensors() const { return static_cast<int64_t>(tensors_.size()); }  // scales included
 
-  // The part of a tensor that a rank keeps, as the kernels want it: pointing into the mapping, with scales when FP8.
-  // CHECKs that spec is of this checkpoint's table.  Scales are not yet looked at: CheckScales does.
+  // The part of a tensor that a rank keeps, as the kernels want it: pointing into the mapping, with scales when FP8
+  // (copied, and kept by this object, when they are not aligned in the file).  CHECKs that spec is of this checkpoint's
+  // table and that the file holds the data.  Scales are not yet looked at: CheckScales does.
   kernels::HostMatrix Part(const TensorSpec& spec, const TensorPart& part) const;
 
   // INVALID_ARGUMENT for NaN, infinite or non-positive scales among those that `part` needs.
   absl::Status CheckScales(const TensorSpec& spec, const TensorPart& part) const;
+
+  // Reads bytes of files()[file] past the mapping: what goes wrong with a disk is an error here and not a signal.
+  absl::Status Read(int32_t file, int64_t offset, std::span<char> out) const;
 
   // A hash over config.json and every tensor's name, dtype, shape and place: two ranks with equal hashes opened the
   // same model. Not over the data (that would read 600 GB).
@@ -63,18 +75,29 @@ class Checkpoint {
 
  private:
   struct Mapping;
-  Checkpoint() = default;
+  struct AlignedScales;
+  Checkpoint();
+  absl::Status ReadConfig(const ModelDirectory& directory);
+  absl::Status ReadFiles(const ModelDirectory& directory, const Options& options);
+  absl::Status ReadHeader(const ModelDirectory& directory, const std::string& name, const Options& options);
+  absl::Status SortTensors();
+  absl::Status CheckTensors();
+  void HashManifest();
+  const float* AlignedScalesOf(const TensorInfo& scales, const TensorPart& part) const;
+
   std::string directory_;
   ModelConfig config_;
   std::vector<std::string> files_;
   std::vector<TensorSpec> table_;
-  std::vector<TensorInfo> tensors_;  // sorted by name
-  std::vector<std::unique_ptr<Mapping>> mappings_;
+  std::vector<TensorInfo> tensors_;                 // sorted by name
+  std::vector<std::unique_ptr<Mapping>> mappings_;  // one a file
+  std::unique_ptr<AlignedScales> aligned_scales_;
   uint64_t manifest_hash_ = 0;
 };
 
-// Reads ahead the parts a rank needs, by several threads, so that packing finds them in the page cache; calls
-// `progress` with bytes done and total, from one thread at a time, at least every 100 ms.
+// Reads ahead the parts a rank needs and not a byte beside them, by several threads (0 = as many as serve a disk well),
+// so that packing finds them in the page cache; calls `progress` (may be null) with bytes done and total, from the
+// calling thread, at least every 100 ms and once at the end.  An error names the file.
 absl::Status ReadParts(const Checkpoint& checkpoint, const ParallelLayout& layout, const ExpertMap& experts,
                        int num_threads, const std::function<void(int64_t, int64_t)>& progress);
 

@@ -55,7 +55,7 @@ struct ModelConfig {
   double rope_theta = 10000.0;
   std::optional<YarnConfig> yarn;
   int64_t max_position_embeddings = 0;
-  int32_t bos_token_id = 0;
+  int32_t bos_token_id = -1;           // -1 = none
   std::vector<int32_t> eos_token_ids;  // generation_config.json's list wins over config.json's
   std::string torch_dtype;
 
