@@ -12,6 +12,11 @@ LAWS = {
     'scheduler/core': (['scheduler/core'],
                        WIRE + r'|spdlog|prometheus|nlohmann|CLI|boost|openssl|chrono|thread|mutex|atomic|condition_variable|ctime'
                               r'|random|unordered_map|unordered_set|iostream|fstream|sys/.*|unistd\.h|absl/(?!container|hash|types).*'),
+    'config': (['config'], WIRE + r'|prometheus|boost'),
+    'metrics': (['metrics'], WIRE + r'|CLI|yaml-cpp.*'),
+    'gateway/text': (['gateway/text'], WIRE + r'|CLI|boost|nlohmann'),
+    'gateway/chat': (['gateway/chat', 'gateway/text'], WIRE + r'|CLI|boost'),
+    'gateway/identity': (['gateway/identity'], WIRE + r'|CLI|boost'),
     'scheduler/service': (['scheduler', 'proto', 'metrics', 'config'], r'CLI'),
     'worker/checkpoint': (['worker/checkpoint', 'kernels'], WIRE + r'|CLI|boost'),
     'worker/communicator': (['worker/communicator'], WIRE + r'|CLI|boost|nlohmann'),
