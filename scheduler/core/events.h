@@ -87,7 +87,7 @@ enum class FinishReason : uint8_t {
   kCancelled,    // Cancel::kClient
   kDeadline,     // expired while waiting or running, or could no longer be met
   kNotFinite,    // the model's numbers broke; retriable
-  kFailed,       // a rank refused the sequence
+  kFailed,       // a rank refused the sequence, or the group that formed is too small for it
   kQuarantined,  // in flight at too many worker losses
 };
 

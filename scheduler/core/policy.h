@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "scheduler/core/types.h"
@@ -58,5 +59,9 @@ struct Policy {
 
   StepCost step_cost;
 };
+
+// What is wrong with a policy, in words for the operator who wrote it; empty if nothing is.  The core takes only sound
+// policies: whoever reads one from outside asks here first.
+std::string FindPolicyError(const Policy& policy);
 
 }  // namespace weir::scheduler

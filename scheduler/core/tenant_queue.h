@@ -1,0 +1,54 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "scheduler/core/sequence.h"
+#include "scheduler/core/types.h"
+
+// What one tenant wants computed, by class.  Which class goes first inside the tenant is decided here.
+
+namespace weir::scheduler {
+
+struct ClassQueue {
+  SequenceList prefilling;       // have a slot and prompt rows to compute, in order of admission
+  SequenceList waiting;          // returned ones first, then the others; each in order of arrival
+  int64_t num_waiting_rows = 0;  // known tokens of the waiting ones
+  double owed = 0;               // service this class is behind its minimum; negative: ahead of it
+
+  bool has_work() const { return !prefilling.empty() || !waiting.empty(); }
+};
+
+class TenantQueue {
+ public:
+  void AddWaiting(SequencePool& pool, SequenceIndex index);
+  void RemoveWaiting(SequencePool& pool, SequenceIndex index);
+  // From waiting to prefilling.
+  void Admit(SequencePool& pool, SequenceIndex index);
+  void RemovePrefilling(SequencePool& pool, SequenceIndex index);
+
+  const ClassQueue& of(PriorityClass priority) const { return classes_[static_cast<int>(priority)]; }
+  bool has_work() const { return classes_[0].has_work() || classes_[1].has_work() || classes_[2].has_work(); }
+  int32_t num_waiting() const { return num_waiting_; }
+  // Known tokens of the waiting requests that go before a newcomer of this class.
+  int64_t NumRowsAhead(PriorityClass priority) const;
+
+  // The class most behind its minimum share, if one is behind; then the highest first.
+  std::array<PriorityClass, kNumPriorityClasses> ClassOrder() const;
+
+  // The tenant has been charged `cost` for work of this class.  While a lower class has work, its minimum share of the
+  // cost is owed to it.  `bound` keeps a class that could not be served, or was served alone, from saving up or from
+  // paying back for ever.
+  void Charge(PriorityClass priority, double cost, const std::array<double, kNumPriorityClasses>& min_share,
+              double bound);
+
+ private:
+  ClassQueue& Of(PriorityClass priority) { return classes_[static_cast<int>(priority)]; }
+  void TakeFromWaiting(SequencePool& pool, SequenceIndex index);
+  void ForgetDebtToIdle(PriorityClass priority);
+
+  std::array<ClassQueue, kNumPriorityClasses> classes_;
+  int32_t num_waiting_ = 0;
+};
+
+}  // namespace weir::scheduler
