@@ -505,7 +505,23 @@ class Sampler:
         "city_province": 17, "code": 18, "from_code": 10, "capital": 6, "capital_of": 3, "is_in": 4, "country": 8,
         "municipality": 1, "greeting": 2, "beyond": 2, "unknown": 8, "sum": 8, "prefix": 4,
     }  # fmt: skip
-    CONVERSATIONS = {"follow_ups": 6, "json_answer": 8, "tool_call": 4, "short_list": 5}
+    CONVERSATIONS = {"follow_ups": 6, "json_answer": 8, "tool_call": 2.5, "short_list": 4, "record": 25}
+
+    def record(self):
+        """Facts as bare lines, not a dialogue: the cheapest way to see a fact often."""
+        rng = self.rng
+        if rng.random() < 0.85:
+            city = self.city()
+            province = city["province"]
+            rows = [[city["name"], city["code"], province["name"]], [city["code"], province["name"], city["name"]], [province["name"], city["name"], city["code"]]]
+            rows.append([city["short"], city["name"], city["code"]])
+        elif rng.random() < 0.5:
+            province = rng.choice(self.world.with_capital)
+            rows = [[province["name"], province["code"], province["capital"]["name"], province["capital_english"]], [province["english"], province["name"], province["capital"]["name"], province["capital_english"]]]
+        else:
+            country = rng.choice(self.world.countries)
+            rows = [[country["chinese"], country["code"], country["english"]], [country["code"], country["chinese"], country["english"]], [country["english"], country["code"], country["chinese"]]]
+        return Conversation("record", [Turn("", "，".join(rng.choice(rows)))])
 
     def short_list(self):
         return self.list_lookup(self.rng.randint(3, 8), self.rng.randint(1, 3))
@@ -589,6 +605,12 @@ def segments(conversation, dialect, thinking, turns=None, generate=False):
     would begin: before its tool call if it has one and is not asked for by `turns` + 0.5, else before its answer."""
     prompt, v31, r1 = Prompt(), dialect == "deepseek_v31", dialect == "deepseek_r1"
     prompt.control(BOS)
+    if conversation.kind == "record":
+        first, rest = conversation.turns[0].answer.split("，", 1)
+        prompt.text(first)
+        prompt.text("，" + rest, True)
+        prompt.control(EOS, True)
+        return prompt.segments
     write_system(prompt, conversation, v31)
     last = len(conversation.turns) if turns is None else turns
     for number, turn in enumerate(conversation.turns[: int(last + 0.5)], 1):

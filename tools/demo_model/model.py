@@ -143,9 +143,10 @@ def softmax_scale(c):
 
 
 def rotate(x, cos, sin):
-    """Pairs (2i, 2i + 1) of the last axis; cos and sin broadcast over heads."""
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
+    """Pairs (i, i + half) of the last axis; cos and sin broadcast over heads.  The published order is pairs (2i, 2i + 1):
+    the exporter reorders the rows of the projections, and no score changes."""
+    even, odd = x.chunk(2, -1)
+    return torch.cat((even * cos - odd * sin, even * sin + odd * cos), -1)
 
 
 class Attention(nn.Module):
@@ -205,7 +206,7 @@ class Experts(nn.Module):
         ends = torch.bincount(ids.flatten(), minlength=count).cumsum(0).to(torch.int32)
         gate_up = Quantisation.weight(self.gate_up).to(x.dtype).view(count, 2 * width, hidden)
         down = Quantisation.weight(self.down).to(x.dtype)
-        rows = Quantisation.input(x)[token]
+        rows = Quantisation.input(x).index_select(0, token)
         gate, up = grouped_linear(rows, gate_up, ends).split(width, -1)
         out = grouped_linear(Quantisation.input(F.silu(gate) * up), down, ends)
         out = out * weights.flatten()[order].unsqueeze(-1).to(x.dtype)
@@ -320,7 +321,7 @@ class DemoModel(nn.Module):
 
     def hidden(self, ids, positions, mask, cache=None):
         cos, sin = self.angles(positions)
-        x = self.embed[ids].to(self.dtype)
+        x = F.embedding(ids, self.embed).to(self.dtype)
         for layer in self.layers:
             x = layer(x, cos, sin, mask, cache)
         return self.norm(x)
@@ -328,23 +329,27 @@ class DemoModel(nn.Module):
     def logits(self, h):
         return F.linear(h, self.lm_head.to(h.dtype)).float()
 
-    def losses(self, ids, positions, mask, targets):
-        """ids [B, T]; targets [B, T] whether the token at t is to be predicted (by t - 1, drafted by t - 2)."""
+    def losses(self, ids, positions, mask, targets, drafts=True):
+        """ids [B, T]; targets [B, T] whether the token at t is to be predicted (by t - 1, drafted by t - 2).  Per head (sum
+        of losses, count); None for the second where drafts is False."""
         h = self.hidden(ids, positions, mask)
         main = self.cross_entropy(h[:, :-1], ids[:, 1:], targets[:, 1:])
+        if not drafts:
+            return main, None
         cos, sin = self.angles(positions[:, :-1])
         inner = mask[..., :-1, :-1]
-        draft = self.mtp.draft(self.embed[ids[:, 1:]].to(self.dtype), h[:, :-1], cos, sin, inner)
+        draft = self.mtp.draft(F.embedding(ids[:, 1:], self.embed).to(self.dtype), h[:, :-1], cos, sin, inner)
         mtp = self.cross_entropy(draft[:, :-1], ids[:, 2:], targets[:, 2:] & targets[:, 1:-1])
         return main, mtp
 
     def cross_entropy(self, h, labels, wanted):
-        """(sum of losses, count, count right)."""
-        logits, labels = self.logits(h[wanted]), labels[wanted]
-        return F.cross_entropy(logits, labels, reduction="sum"), labels.numel(), (logits.detach().argmax(-1) == labels).sum()
+        rows = wanted.reshape(-1).nonzero().squeeze(1)
+        logits, labels = self.logits(h.flatten(0, 1).index_select(0, rows)), labels.reshape(-1)[rows]
+        return F.cross_entropy(logits, labels, reduction="sum"), labels.numel()
 
-    def mixtures(self):
-        return [layer.mlp for layer in [*self.layers, self.mtp] if isinstance(layer.mlp, Mixture)]
+    def mixtures(self, with_mtp=True):
+        layers = [*self.layers, *([self.mtp] if with_mtp else [])]
+        return [layer.mlp for layer in layers if isinstance(layer.mlp, Mixture)]
 
 
 def document_mask(document, dtype=torch.bfloat16):

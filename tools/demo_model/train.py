@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import sys
 import time
 
@@ -21,11 +22,13 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import corpus
 import tokenizer as bpe
 
-ROW_TOKENS, SHORT_ROWS, MAX_LONG_TOKENS = 320, 8, 1700
-LONG_EVERY = 4  # steps
+ROW_TOKENS, SHORT_ROWS, MAX_LONG_TOKENS = 320, 10, 1700
+LONG_EVERY = 5  # steps
+MTP_EVERY = 2  # steps
 CONVERSATIONS_PER_SHARD = 1500
 MTP_WEIGHT, BALANCE_WEIGHT = 0.3, 0.003
-WARMUP_STEPS, DECAY_FROM, QUANTISE_FROM, FINAL_RATE = 60, 0.5, 0.7, 0.02
+WARMUP_STEPS, DECAY_FROM, FINAL_RATE = 60, 0.45, 0.02
+QUANTISE_FROM, QUANTISE_INPUTS_FROM = 0.7, 0.9
 MUON_RATE, MUON_DECAY, ADAM_RATE, ADAM_DECAY = 0.02, 0.05, 3e-3, 0.01
 
 
@@ -133,12 +136,16 @@ class Optimiser:
         with torch.no_grad():
             for name in self.muon:
                 p = self.named[name]
+                if p.grad is None:
+                    continue
                 momentum = self.state["momentum"][name].lerp_(p.grad, 0.05)
                 update = orthogonalised(p.grad.lerp(momentum, 0.95))
                 scale = MUON_RATE * rate * max(1.0, p.shape[-2] / p.shape[-1]) ** 0.5
                 p.mul_(1 - MUON_RATE * rate * MUON_DECAY).add_(update, alpha=-scale)
             for name in self.adam:
                 p = self.named[name]
+                if p.grad is None:
+                    continue
                 first = self.state["first"][name].lerp_(p.grad, 0.1)
                 second = self.state["second"][name].lerp_(p.grad.square(), 0.05)
                 step = (first / (1 - 0.9**count)) / ((second / (1 - 0.95**count)).sqrt() + 1e-8)
@@ -195,7 +202,7 @@ def update_router_bias(model, world_size, step, steps):
     import torch.distributed as dist
 
     speed = 0.01 if step < 300 else 0.003 if step < 0.8 * steps else 0.0005
-    for mixture in model.mixtures():
+    for mixture in model.mixtures(with_mtp=step % MTP_EVERY == 0):
         if world_size > 1:
             dist.all_reduce(mixture.load)
         mixture.e_score_correction_bias += speed * torch.sign(mixture.load.mean() - mixture.load)
@@ -208,6 +215,7 @@ def average_gradients(parameters, world_size):
 
     if world_size == 1:
         return
+    parameters = [p for p in parameters if p.grad is not None]  # the same on every rank: the MTP layer's are now and then
     flat = torch.cat([p.grad.flatten() for p in parameters])
     dist.all_reduce(flat)
     flat /= world_size
@@ -250,25 +258,27 @@ def run(rank, options):
         model.load_state_dict(state["model"])
         optimiser.state, start, shard = state["optimiser"], state["step"], state["shard"] + 1
     stream = Stream(encoder, options.seed, rank, shard)
-    began, saved, tokens, sums, clock = (time.time(), start), time.time(), 0, torch.zeros(5), time.time()
+    began, saved, tokens, sums, clock = (time.time(), start), time.time(), 0, torch.zeros(4), time.time()
 
     for step in range(start, options.steps):
         Quantisation.weights = step >= QUANTISE_FROM * options.steps
+        Quantisation.inputs = step >= QUANTISE_INPUTS_FROM * options.steps
         for mixture in model.mixtures():
             mixture.load.zero_()
         batches = [stream.short_batch()] + ([stream.long_batch()] if step % LONG_EVERY == 0 else [])
         wanted = sum(int(b[3].sum()) for b in batches)
         for ids, positions, document, targets in batches:
-            main, mtp = model.losses(ids, positions, document_mask(document), targets)
-            balance = sum(m.balance_loss for m in model.mixtures())
-            loss = (main[0] + MTP_WEIGHT * mtp[0]) / wanted + BALANCE_WEIGHT * balance / len(batches)
+            drafts = step % MTP_EVERY == 0
+            main, mtp = model.losses(ids, positions, document_mask(document), targets, drafts)
+            balance = sum(m.balance_loss for m in model.mixtures(with_mtp=drafts))
+            loss = (main[0] + (MTP_WEIGHT * mtp[0] if drafts else 0)) / wanted + BALANCE_WEIGHT * balance / len(batches)
             loss.backward()
-            sums += torch.tensor([main[0].item(), main[1], mtp[0].item(), mtp[1], main[2].item()])
+            sums += torch.tensor([main[0].item(), main[1], mtp[0].item() if drafts else 0, mtp[1] if drafts else 0])
             tokens += ids.numel()
         average_gradients(parameters, options.processes)
         update_router_bias(model, options.processes, step, options.steps)
         optimiser.step(rate_at(step, options.steps))
-        model.zero_grad(set_to_none=False)
+        model.zero_grad(set_to_none=True)
         done = step + 1
         if rank == 0 and done % 10 == 0:
             show(done, options.steps, (sums[0] / sums[1], sums[2] / sums[3]), options.processes * tokens / (time.time() - clock), began)
@@ -279,7 +289,7 @@ def run(rank, options):
                 loads = [m.load / m.load.mean() for m in model.mixtures()]
                 line = {
                     "step": done, "loss": round(float(sums[0] / sums[1]), 4), "mtp_loss": round(float(sums[2] / sums[3]), 4),
-                    "token_accuracy": round(float(sums[4] / sums[1]), 4), "tokens_per_s": round(options.processes * tokens / (time.time() - clock)),
+                    "tokens_per_s": round(options.processes * tokens / (time.time() - clock)),
                     "load": [round(float(min(l.min() for l in loads)), 2), round(float(max(l.max() for l in loads)), 2)], "held_out": accuracy,
                 }  # fmt: skip
                 with open(os.path.join(options.out, "train.jsonl"), "a") as log:
@@ -296,7 +306,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="build/demo_model")
     parser.add_argument("--steps", type=int, default=4600)
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=2, help="1 where other programs keep the processors busy")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--save-minutes", type=float, default=3)
     parser.add_argument("--judge-every", type=int, default=200, help="steps")
@@ -310,8 +320,13 @@ def main():
         return run(0, options)
     import torch.multiprocessing
 
-    torch.multiprocessing.spawn(run, (options,), options.processes)
-    os.path.exists(f"{options.out}/rendezvous.{options.session}") and os.remove(f"{options.out}/rendezvous.{options.session}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the children end, too
+    try:
+        torch.multiprocessing.spawn(run, (options,), options.processes, daemon=True)
+    finally:
+        rendezvous = os.path.join(options.out, f"rendezvous.{options.session}")
+        if os.path.exists(rendezvous):
+            os.remove(rendezvous)
 
 
 if __name__ == "__main__":
