@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """clang-tidy over the project, remembering clean files by content.
 
-A file is checked again only when it, a header of this project that it includes, or .clang-tidy changed.
+A file is checked again only when it, a header of this project that it includes, or a .clang-tidy changed; what was found clean is
+remembered in ~/.cache/weir/lint, for all checkouts.
 
 Example: tools/lint.py --build build/release worker/checkpoint/checkpoint.cc
 """
@@ -25,7 +26,7 @@ def closure(path, seen):
 def digest(path, config):
     h = hashlib.sha256(config)
     for name in sorted(closure(path, set())):
-        h.update(name.encode())
+        h.update(os.path.relpath(name, ROOT).encode())
         with open(name, 'rb') as f:
             h.update(f.read())
     return h.hexdigest()
@@ -41,9 +42,11 @@ def main():
         known = {os.path.realpath(os.path.join(e['directory'], e['file'])) for e in json.load(f)}
     files = [os.path.realpath(p) for p in args.files] or sorted(
         p for p in known if p.startswith(ROOT + '/') and not p.startswith(build) and p.endswith('.cc'))
-    with open(os.path.join(ROOT, '.clang-tidy'), 'rb') as f:
-        config = f.read()
-    cache = os.path.join(ROOT, 'build', 'lint')
+    config = b''
+    for name in ('.clang-tidy', 'tests/.clang-tidy'):
+        with open(os.path.join(ROOT, name), 'rb') as f:
+            config += f.read()
+    cache = os.path.join(os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache')), 'weir', 'lint')
     os.makedirs(cache, exist_ok=True)
 
     def check(path):
