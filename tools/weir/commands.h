@@ -9,4 +9,8 @@ class App;
 // The subcommands of `weir`.  Each function adds one to the application; the command's work runs in its callback, which
 // throws CLI::RuntimeError(1) after it has printed what went wrong.
 
-namespace weir::tools {}  // namespace weir::tools
+namespace weir::tools {
+
+void AddInspect(CLI::App& app);
+
+}  // namespace weir::tools
