@@ -28,6 +28,9 @@ if(WEIR_SANITIZE)
   add_compile_options(-fsanitize=${WEIR_SANITIZE} -fno-omit-frame-pointer -g1)
   add_link_options(-fsanitize=${WEIR_SANITIZE})
 endif()
+if(WEIR_FUZZ)   # coverage of the libraries under test guides the fuzzer; whatever a sanitizer sees ends the run
+  add_compile_options(-fsanitize=fuzzer-no-link -fno-sanitize-recover=all)
+endif()
 
 # gRPC, protobuf and abseil come uninstrumented from the distribution: what they order inside is invisible to
 # ThreadSanitizer.  Files that include gRPC or protobuf are glue: compiled without ThreadSanitizer, kept thin, and handing

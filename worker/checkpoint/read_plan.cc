@@ -60,31 +60,44 @@ class ParallelReader {
  private:
   void ReadUntilDone() {
     std::vector<char> scratch(kReadPieceBytes);  // the page cache keeps the bytes; the copy is thrown away
-    FileRange piece;
-    while (TakePiece(piece)) {
-      const absl::Status status = read_(piece.file, piece.begin, std::span(scratch).first(piece.end - piece.begin));
+    std::vector<FileRange> batch;
+    while (TakeBatch(batch)) {
+      absl::Status status;
+      int64_t num_bytes = 0;
+      for (const FileRange& piece : batch) {
+        status = read_(piece.file, piece.begin, std::span(scratch).first(piece.end - piece.begin));
+        if (!status.ok()) break;
+        num_bytes += piece.end - piece.begin;
+      }
       const std::lock_guard lock(mutex_);
-      if (!status.ok()) status_.Update(status);
-      done_bytes_ += piece.end - piece.begin;
+      status_.Update(status);
+      done_bytes_ += num_bytes;
     }
     const std::lock_guard lock(mutex_);
     --num_running_;
     finished_.notify_one();
   }
 
-  // The next piece in file order; false when there is none or something has failed.
-  bool TakePiece(FileRange& piece) {
+  // The next pieces in file order, of kReadPieceBytes together: a column slice has a piece of a few hundred bytes in
+  // each row, and one turn at the lock must serve many of them.  False when there is none or something has failed.
+  bool TakeBatch(std::vector<FileRange>& batch) {
+    batch.clear();
     const std::lock_guard lock(mutex_);
-    if (!status_.ok() || next_range_ == ranges_.size()) return false;
-    piece = ranges_[next_range_];
-    piece.begin += next_byte_;
-    piece.end = std::min(piece.end, piece.begin + kReadPieceBytes);
-    next_byte_ += piece.end - piece.begin;
-    if (piece.end == ranges_[next_range_].end) {
-      ++next_range_;
-      next_byte_ = 0;
+    if (!status_.ok()) return false;
+    for (int64_t room = kReadPieceBytes; room > 0 && next_range_ < ranges_.size();) {
+      FileRange piece = ranges_[next_range_];
+      piece.begin += next_byte_;
+      piece.end = std::min(piece.end, piece.begin + room);
+      const int64_t num_bytes = piece.end - piece.begin;
+      room -= num_bytes;
+      next_byte_ += num_bytes;
+      if (piece.end == ranges_[next_range_].end) {
+        ++next_range_;
+        next_byte_ = 0;
+      }
+      batch.push_back(piece);
     }
-    return true;
+    return !batch.empty();
   }
 
   void WaitAndReport(int64_t total, const std::function<void(int64_t, int64_t)>& progress) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <optional>
+#include <tuple>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_format.h"
@@ -182,8 +183,8 @@ absl::StatusOr<std::vector<SafetensorsEntry>> ParseSafetensorsHeader(std::string
     if (absl::Status status = CheckSize(*entry, origin); !status.ok()) return status;
     entries.push_back(*std::move(entry));
   }
-  std::stable_sort(entries.begin(), entries.end(), [](const SafetensorsEntry& a, const SafetensorsEntry& b) {
-    return a.begin != b.begin ? a.begin < b.begin : a.end < b.end;
+  std::sort(entries.begin(), entries.end(), [](const SafetensorsEntry& a, const SafetensorsEntry& b) {
+    return std::tie(a.begin, a.end, a.name) < std::tie(b.begin, b.end, b.name);
   });
   const int64_t data_begin = kSafetensorsPrefixBytes + static_cast<int64_t>(header.size());
   if (absl::Status status = CheckPlaces(entries, file_bytes - data_begin, needs_data, origin); !status.ok()) {

@@ -81,8 +81,9 @@ CheckpointSummary Summarize(const Checkpoint& checkpoint) {
     summary.num_active_parameters += num_routed_parameters / config.n_routed_experts * config.num_experts_per_tok;
   }
   summary.bytes_by_dtype.assign(bytes_by_dtype.begin(), bytes_by_dtype.end());
-  std::stable_sort(summary.bytes_by_dtype.begin(), summary.bytes_by_dtype.end(),
-                   [](const auto& a, const auto& b) { return a.second > b.second; });
+  std::sort(summary.bytes_by_dtype.begin(), summary.bytes_by_dtype.end(), [](const auto& a, const auto& b) {
+    return a.second != b.second ? a.second > b.second : a.first < b.first;
+  });
   summary.kv_bytes_per_token =
       int64_t{config.num_hidden_layers} * config.cache_width() * kernels::SizeOf(kernels::DType::kBF16);
   return summary;
