@@ -36,6 +36,8 @@ void Encode(float value, DType dtype, char* place) {
   }
 }
 
+}  // namespace
+
 float DecodeAt(const char* place, DType dtype) {
   float value = 0.0f;
   int32_t integer = 0;
@@ -58,8 +60,6 @@ float DecodeAt(const char* place, DType dtype) {
   }
   return value;
 }
-
-}  // namespace
 
 float RoundedTo(DType dtype, float value) {
   char place[4];

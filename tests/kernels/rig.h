@@ -127,6 +127,8 @@ class Rig {
   std::vector<Tensor> tensors_;
 };
 
+// One element of any dtype, at any address.
+float DecodeAt(const char* place, DType dtype);
 // The dtype's nearest value.
 float RoundedTo(DType dtype, float value);
 
