@@ -1,0 +1,25 @@
+#pragma once
+
+#include <cstdint>
+
+// What a request may hold.  Everything that a client can make large has a bound here; going over one is
+// INVALID_ARGUMENT with the field, its size and the bound.
+
+namespace weir::gateway::limits {
+
+inline constexpr int64_t kMaxRequestBytes = 8 << 20;  // of a message on the wire
+inline constexpr int32_t kMaxMessages = 2048;
+inline constexpr int32_t kMaxTools = 128;
+inline constexpr int32_t kMaxToolCalls = 128;  // of one message
+inline constexpr int32_t kMaxToolNameBytes = 64;
+inline constexpr int32_t kMaxSchemaBytes = 64 << 10;  // of one tool
+inline constexpr int32_t kMaxSchemaDepth = 64;
+inline constexpr int32_t kMaxStopTexts = 16;
+inline constexpr int32_t kMaxStopTextBytes = 256;
+inline constexpr int32_t kMaxStopTokens = 64;
+inline constexpr int32_t kMaxLogitBias = 1024;
+inline constexpr int32_t kMaxTopLogprobs = 20;
+inline constexpr int32_t kMaxRequestIdBytes = 64;
+inline constexpr int32_t kMaxUserBytes = 512;
+
+}  // namespace weir::gateway::limits
