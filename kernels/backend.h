@@ -34,8 +34,8 @@
 //   * FP8 scales and the divisions x / s are f32 operations (kernels/float_formats.h): a quantised input has the same
 //     bits on every backend.
 //   * attention takes q, the cache rows and the absorbed W_UK and W_UV as they are, without rounding them first, and
-//     keeps its probabilities in f32.  Over a BF16 cache a backend may round q_lat, the probabilities and o_lat to
-//     BF16.
+//     keeps its probabilities in f32.  Over a BF16 cache a backend may round to BF16 what enters a product of attention
+//     itself: q, keys and values; q_lat, the probabilities and o_lat.  q_nope enters W_UK unrounded.
 
 namespace weir::kernels {
 
@@ -242,6 +242,8 @@ struct CpuOptions {
   // Forces an instruction set ("avx2", "avx512", "avx512-bf16"); empty = the fastest here, by measurement where flags
   // mislead.
   std::string_view isa;
+  // Thread i to the i-th processor this process may run on; the thread that makes the backend is thread 0.
+  bool pins_threads = false;
 };
 // INVALID_ARGUMENT when `isa` is unknown or this processor lacks it; the message lists what it has.
 absl::StatusOr<std::unique_ptr<Backend>> NewCpuBackend(const CpuOptions& options);

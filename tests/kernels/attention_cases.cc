@@ -48,7 +48,11 @@ ParityCase AttentionCase(const NamedShape& shape, const WeightKind& kind, DType 
     for (const SequencePart& part : setting.parts) lengths.push_back(part.end());
     AttentionSequences sequences(random, shape.shape, kind, cache, lengths, setting.query_scale);
     sequences.block_size = setting.block_size;
-    const Tolerance tolerance = cache == DType::kF32 ? kAttentionTolerance : kBF16AttentionTolerance;
+    // An error of a score is a share of the score, so e^score is off by more where scores are in the hundreds.
+    const bool is_sharp = setting.query_scale > 1.0f;
+    const Tolerance tolerance = cache == DType::kF32
+                                    ? (is_sharp ? kSharpAttentionTolerance : kAttentionTolerance)
+                                    : (is_sharp ? kBF16SharpAttentionTolerance : kBF16AttentionTolerance);
     return {{"out", Attend(rig, sequences, setting.parts, name), tolerance}};
   };
   return {name, run, padding};

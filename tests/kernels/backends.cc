@@ -7,9 +7,28 @@
 
 namespace weir::kernels {
 
+namespace {
+
+// Null when this processor lacks the instruction set.
+std::unique_ptr<Backend> Cpu(const char* isa, int32_t num_threads) {
+  CpuOptions options;
+  options.isa = isa;
+  options.num_threads = num_threads;
+  absl::StatusOr<std::unique_ptr<Backend>> backend = NewCpuBackend(options);
+  return backend.ok() ? *std::move(backend) : nullptr;
+}
+
+}  // namespace
+
 const std::vector<BackendUnderTest>& Backends() {
   static const std::vector<BackendUnderTest>* backends = new std::vector<BackendUnderTest>{
       {"reference", [] { return NewReferenceBackend(); }, ""},
+      {"cpu:portable", [] { return Cpu("portable", 2); }, ""},
+      {"cpu:avx2", [] { return Cpu("avx2", 2); }, ""},
+      {"cpu:avx512", [] { return Cpu("avx512", 2); }, ""},
+      {"cpu:avx512-bf16", [] { return Cpu("avx512-bf16", 2); }, ""},
+      {"cpu:avx2, 1 thread", [] { return Cpu("avx2", 1); }, "cpu:avx2"},
+      {"cpu:avx512-bf16, 3 threads", [] { return Cpu("avx512-bf16", 3); }, "cpu:avx512-bf16"},
   };
   return *backends;
 }

@@ -54,7 +54,8 @@ std::string ResultDifference(const Result& reference, const Result& result, cons
       }
       if (magnitude == 0.0) continue;
       sum_of_squares += expected / magnitude * (expected / magnitude);
-      sum_of_errors += error / magnitude * (error / magnitude);
+      const double counted = tolerance.largest > 0.0 ? std::max(0.0, error - kFlushedToZero) : error;
+      sum_of_errors += counted / magnitude * (counted / magnitude);
     }
   }
   const double rms = sum_of_squares > 0.0 ? std::sqrt(sum_of_errors / sum_of_squares) : 0.0;

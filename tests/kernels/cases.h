@@ -31,6 +31,8 @@ inline constexpr Tolerance kMlpFp8Tolerance{3e-2, 6e-3};
 // Over an F32 cache all of attention is f32; over a BF16 cache its factors may be BF16 (kernels/backend.h).
 inline constexpr Tolerance kAttentionTolerance{3e-5, 1e-5};
 inline constexpr Tolerance kBF16AttentionTolerance{1.5e-2, 5e-3};
+inline constexpr Tolerance kSharpAttentionTolerance{2e-4, 3e-5};
+inline constexpr Tolerance kBF16SharpAttentionTolerance{0.3, 4e-2};
 inline constexpr Tolerance kRouteTolerance{2e-6, 1e-6};
 inline constexpr Tolerance kLogprobTolerance{1e-5, 1e-5};
 
