@@ -16,7 +16,7 @@ constexpr int32_t kWatermarkDivisor = 100;
 void Scheduler::State::TryAdmit(SequenceIndex index) {
   const Placement placement = Place(sequences_[index]);
   if (placement.dp_group < 0) {
-    NoteBlocked(index, placement.why_not);
+    NoteBlocked(index, placement);
   } else if (!IsInTime(sequences_[index], placement)) {
     End(index, FinishReason::kDeadline);
   } else {
@@ -34,7 +34,10 @@ Scheduler::State::Placement Scheduler::State::Place(const Sequence& sequence) co
     const DpGroup& group = groups_[g];
     if (group.budget <= 0 || group.free_slots.empty()) continue;
     best.why_not = WaitCause::kBlocks;
-    if (group.is_pressed || IsShutOut(sequence, g)) continue;
+    if (!HasRoomAmongPinned(group, sequence)) continue;
+    best.is_kept_by_pinned = false;
+    const bool is_held_for_it = group.num_held_blocks > 0 && &sequence == &sequences_[claim_.sequence.index];
+    if ((group.is_pressed && !is_held_for_it) || IsShutOut(sequence, g)) continue;
     const CachedPrefix cached = FindCached(group, sequence.num_prompt_tokens, sequence.block_keys);
     if (!HasRoom(group, sequence, cached)) continue;
     if (best.dp_group >= 0 && cached.num_blocks < best.num_cached_blocks) continue;
@@ -46,15 +49,20 @@ Scheduler::State::Placement Scheduler::State::Place(const Sequence& sequence) co
   return best;
 }
 
-// Room for all tokens it has, so that a prompt once begun goes through.  A pinned one needs more: all that the pinned
-// sequences of a group can ever need must fit together, because none of them can be preempted for another
-// (scheduler/README.md, "Why nobody waits for ever").
+// Room for all tokens it has, so that a prompt once begun goes through.
 bool Scheduler::State::HasRoom(const DpGroup& group, const Sequence& sequence, const CachedPrefix& cached) const {
   const int64_t needed = NumBlocksFor(sequence.num_tokens()) - cached.num_blocks + cached.num_unowned;
   const int32_t watermark = group.num_running == 0 ? 0 : group.pool.num_total() / kWatermarkDivisor;
-  if (needed + watermark > group.num_room()) return false;
-  const bool is_pinned = sequence.num_preemptions >= policy_.max_preemptions;
-  return !is_pinned || group.num_pinned_blocks + NumBlocksAtMost(sequence) <= group.pool.num_total();
+  return needed + watermark <= group.num_room();
+}
+
+// All that the pinned sequences of a group can ever need fits together, because none of them can be preempted for
+// another (scheduler/README.md, "Why nobody waits for ever").  Who waits for others to end is not overtaken by those
+// whose turn comes after its own.
+bool Scheduler::State::HasRoomAmongPinned(const DpGroup& group, const Sequence& sequence) const {
+  if (!sequence.must_be_pinned) return true;
+  if (IsWaiting(first_kept_by_pinned_) && ComesBefore(sequences_[first_kept_by_pinned_.index], sequence)) return false;
+  return group.num_pinned_blocks + NumBlocksAtMost(sequence) <= group.pool.num_total();
 }
 
 // At least one row of the prompt is always computed: somebody must sample.
@@ -95,7 +103,7 @@ void Scheduler::State::Admit(SequenceIndex index, const Placement& placement) {
   group.slots[sequence.slot].sequence = index;
   group.slots[sequence.slot].last_step = 0;
   sequence.is_new_in_slot = true;
-  sequence.is_pinned = sequence.num_preemptions >= policy_.max_preemptions;
+  sequence.is_pinned = sequence.must_be_pinned;
   if (sequence.is_pinned) group.num_pinned_blocks += NumBlocksAtMost(sequence);
   ++group.num_running;
   ++group.num_prefilling;

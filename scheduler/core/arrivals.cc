@@ -112,6 +112,7 @@ void Scheduler::State::AddRequest(const Arrival& arrival) {
   sequence.arrival_number = ++num_arrivals_;
   sequence.num_prompt_tokens = static_cast<int32_t>(arrival.prompt.size());
   sequence.num_resumed_tokens = static_cast<int32_t>(arrival.resumed.size());
+  sequence.must_be_pinned = policy_.max_preemptions == 0;
   sequence.max_tokens = arrival.max_tokens;
   sequence.min_tokens = arrival.min_tokens;
   sequence.stop_tokens = arrival.stop_tokens;

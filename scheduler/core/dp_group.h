@@ -39,6 +39,8 @@ struct DpGroup {
   int32_t budget = 0;                    // rows that may still be planned
   bool is_pressed = false;               // a running sequence found no block: nobody is admitted
   int32_t num_prefilling_left = 0;       // not yet served
+  int32_t num_held_blocks = 0;           // for a claimant, against tenants too far ahead of it
+  double max_counter_unheld = 0;         // who counts as too far ahead
   int64_t num_counting_on_draining = 0;  // sequences that wait for a draining slot's block
 
   // Blocks that nobody holds and nobody running counts on.

@@ -12,6 +12,7 @@ void Scheduler::State::BeginPass(StepPlan& plan) {
   for (DpGroup& group : groups_) {
     group.work.clear();
     group.is_pressed = false;
+    group.num_held_blocks = 0;
     group.num_counting_on_draining = 0;
     group.num_prefilling_left = group.num_prefilling;
   }
@@ -23,7 +24,7 @@ void Scheduler::State::BeginPass(StepPlan& plan) {
 int32_t Scheduler::State::TakeBlocks(DpGroup& group, Sequence& sequence, int32_t num_rows) {
   IntBuffer& table = SlotOf(sequence).block_table;
   const int32_t wanted = NumBlocksFor(static_cast<int64_t>(sequence.num_planned) + num_rows);
-  while (table.size() < wanted && group.pool.num_available() > 0) {
+  while (table.size() < wanted && NumWithinReach(group, sequence) > 0) {
     buffers_.Append(table, group.pool.Take());
     if (sequence.num_promised_blocks > 0) {
       --sequence.num_promised_blocks;

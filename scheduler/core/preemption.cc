@@ -7,12 +7,13 @@ namespace weir::scheduler {
 // Brings a block into reach of `for_whom`.  False: not in this step, because a slot that drains is about to give some
 // back, because nobody may be preempted, or because it was `for_whom` itself that had to go.
 bool Scheduler::State::MakeRoom(DpGroup& group, SequenceIndex for_whom) {
-  while (group.pool.num_available() == 0) {
-    if (group.num_draining_blocks > group.num_counting_on_draining) {
+  const Sequence& sequence = sequences_[for_whom];
+  while (NumWithinReach(group, sequence) <= 0) {
+    if (group.num_draining_blocks > group.num_counting_on_draining + NumHeldAgainst(group, sequence)) {
       ++group.num_counting_on_draining;
       return false;
     }
-    const SequenceIndex victim = FindVictim(group);
+    const SequenceIndex victim = FindVictim(group, -1);
     if (victim == kNoSequence) return false;
     Preempt(victim);
     if (victim == for_whom) return false;
@@ -22,26 +23,23 @@ bool Scheduler::State::MakeRoom(DpGroup& group, SequenceIndex for_whom) {
 
 // The latest arrival of the most over-served tenant.  Never a pinned one, never the only one that runs, and nobody who
 // has rows in the step being planned.
-SequenceIndex Scheduler::State::FindVictim(const DpGroup& group) const {
+SequenceIndex Scheduler::State::FindVictim(const DpGroup& group, double min_counter) const {
   if (group.num_running < 2) return kNoSequence;
   SequenceIndex victim = kNoSequence;
   for (const Slot& slot : group.slots) {
     if (slot.sequence == kNoSequence || slot.block_table.empty()) continue;
     const Sequence& sequence = sequences_[slot.sequence];
+    if (fair_share_.counter(sequence.tenant) <= min_counter) continue;
     if (sequence.is_pinned || sequence.last_planned_step == next_step_) continue;
-    if (victim == kNoSequence || IsBetterVictim(sequence, sequences_[victim])) victim = slot.sequence;
+    if (victim == kNoSequence || ComesBefore(sequences_[victim], sequence)) victim = slot.sequence;
   }
   return victim;
 }
 
-bool Scheduler::State::IsBetterVictim(const Sequence& a, const Sequence& b) const {
-  const double counter_a = fair_share_.counter(a.tenant), counter_b = fair_share_.counter(b.tenant);
-  return counter_a != counter_b ? counter_a > counter_b : a.arrival_number > b.arrival_number;
-}
-
 // By recompute: its blocks go, its tokens stay, and it waits at the front of its queue.
 void Scheduler::State::Preempt(SequenceIndex index) {
-  ++sequences_[index].num_preemptions;
+  Sequence& sequence = sequences_[index];
+  sequence.must_be_pinned |= ++sequence.num_preemptions >= policy_.max_preemptions;
   ++stats_.preemptions;
   ++pass_.num_preempted;
   StopRunning(index);

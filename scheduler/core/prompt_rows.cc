@@ -9,7 +9,7 @@ namespace weir::scheduler {
 namespace {
 
 // Of one class of one tenant in one pass: when the first does not fit, how many behind it are looked at.
-constexpr int kMaxTriesPerClass = 4;
+constexpr int kMaxTriesPerClass = 8;
 
 }  // namespace
 
@@ -60,7 +60,9 @@ SequenceIndex Scheduler::State::FirstPrefilling(const ClassQueue& queue) const {
 
 SequenceIndex Scheduler::State::FirstWaiting(const ClassQueue& queue) const {
   if (!pass_.admits) return kNoSequence;
-  SequenceIndex index = queue.waiting.first();
+  SequenceIndex index = queue.must_be_pinned.first();
+  if (index != kNoSequence && sequences_[index].last_pass != pass_.number) return index;
+  index = queue.waiting.first();
   for (int i = 0; i < kMaxTriesPerClass && index != kNoSequence; ++i) {
     if (sequences_[index].last_pass != pass_.number) return index;
     index = sequences_[index].next;

@@ -32,6 +32,7 @@ bool Scheduler::State::Plan(TimeUs now, StepPlan& plan, std::vector<Output>& out
 bool Scheduler::State::PlanStep(StepPlan& plan) {
   do {
     BeginPass(plan);
+    MakeRoomForClaim();
     PlanDecodeRows();
     PlanPromptRows();
   } while (!HasWork() && steps_.empty() && pass_.num_preempted > 0);

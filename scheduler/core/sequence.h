@@ -35,6 +35,7 @@ struct Sequence {
   PriorityClass priority = PriorityClass::kStandard;
   bool is_new_in_slot = false;  // no work planned yet in this stay
   bool is_returned = false;     // waiting again after a preemption or a loss
+  bool must_be_pinned = false;  // preempted as often as allowed: runs again only as a pinned sequence
   bool is_pinned = false;       // in this stay: not to be preempted
   uint32_t request = 0;
   uint32_t stay = 0;
@@ -69,6 +70,7 @@ struct Sequence {
   std::vector<BlockKey> block_keys;
 
   int32_t num_cached_tokens = -1;  // at first admission; -1: not admitted yet
+  int32_t num_overtakes = 0;       // admissions of others while it had the claim
   int32_t num_preemptions = 0;
   int32_t num_worker_losses = 0;
   int64_t num_rows_run = 0;

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -45,6 +46,7 @@ class Scheduler::State {
     int32_t dp_group = -1;
     int32_t num_cached_blocks = 0;
     WaitCause why_not = WaitCause::kSlots;
+    bool is_kept_by_pinned = true;  // no group has room for one more pinned sequence
   };
   // The cached blocks at the front of a prompt.
   struct CachedPrefix {
@@ -55,7 +57,6 @@ class Scheduler::State {
   struct Claim {
     SequenceRef sequence;
     int32_t dp_group = -1;
-    int32_t num_overtakes = 0;
   };
   // What one planning pass remembers.
   struct Pass {
@@ -64,6 +65,7 @@ class Scheduler::State {
     bool has_decode_rows = false;
     bool admits = true;  // waiting requests may still be tried
     int32_t num_failed_tries = 0;
+    double least_counter_blocked = std::numeric_limits<double>::infinity();  // of those that found no room
     int32_t num_preempted = 0;
   };
 
@@ -113,6 +115,7 @@ class Scheduler::State {
   // ---- admission.cc: from waiting into a slot ----
   void TryAdmit(SequenceIndex index);
   Placement Place(const Sequence& sequence) const;
+  bool HasRoomAmongPinned(const DpGroup& group, const Sequence& sequence) const;
   bool HasRoom(const DpGroup& group, const Sequence& sequence, const CachedPrefix& cached) const;
   CachedPrefix FindCached(const DpGroup& group, int32_t num_prompt_tokens, std::span<const BlockKey> keys) const;
   bool IsInTime(const Sequence& sequence, const Placement& placement) const;
@@ -120,20 +123,26 @@ class Scheduler::State {
   void ShareCached(DpGroup& group, Sequence& sequence, int32_t num_blocks);
 
   // ---- claims.cc: who is blocked, and who may overtake it ----
-  bool HasClaim() const;
-  bool IsClosed(const Claim& claim) const;
+  bool IsWaiting(const SequenceRef& ref) const;
+  bool HasClaim() const { return IsWaiting(claim_.sequence); }
+  bool IsClosed(const Sequence& claimant) const;
+  double MaxLead() const;
   bool IsShutOut(const Sequence& sequence, int32_t dp_group) const;
   void TryClaimFirst();
-  void NoteBlocked(SequenceIndex index, WaitCause cause);
+  void NoteBlocked(SequenceIndex index, const Placement& placement);
+  void NoteKeptByPinned(SequenceIndex index);
+  bool ComesBefore(const Sequence& a, const Sequence& b) const;
   void NoteAdmitted(SequenceIndex index);
   void MarkBlocked(SequenceIndex index, WaitCause cause);
   void MarkFirstInLine();
   void ForgetOldMarks();
 
   // ---- preemption.cc ----
+  void MakeRoomForClaim();
+  int64_t NumWithinReach(const DpGroup& group, const Sequence& sequence) const;
+  int64_t NumHeldAgainst(const DpGroup& group, const Sequence& sequence) const;
   bool MakeRoom(DpGroup& group, SequenceIndex for_whom);
-  SequenceIndex FindVictim(const DpGroup& group) const;
-  bool IsBetterVictim(const Sequence& a, const Sequence& b) const;
+  SequenceIndex FindVictim(const DpGroup& group, double min_counter) const;
   void Preempt(SequenceIndex index);
 
   // ---- planning.cc: rows, blocks and charges ----
@@ -204,6 +213,7 @@ class Scheduler::State {
   std::vector<std::array<double, kNumPriorityClasses>> unbooked_charges_;
   std::vector<TenantId> tenants_with_charges_;
   Claim claim_;
+  SequenceRef first_kept_by_pinned_;                // waits for other pinned sequences to end
   std::vector<SequenceRef> marked_blocked_;         // by the last pass
   std::vector<SequenceRef> marked_blocked_before_;  // by the one before it
 

@@ -7,14 +7,15 @@ namespace weir::scheduler {
 void TenantQueue::AddWaiting(SequencePool& pool, SequenceIndex index) {
   const Sequence& sequence = pool[index];
   ClassQueue& queue = Of(sequence.priority);
+  SequenceList& list = WaitingListOf(sequence);
   SequenceIndex next = kNoSequence;
   if (sequence.is_returned) {  // few of the waiting are: the walk is short
-    next = queue.waiting.first();
+    next = list.first();
     while (next != kNoSequence && pool[next].is_returned && pool[next].arrival_number < sequence.arrival_number) {
       next = pool[next].next;
     }
   }
-  queue.waiting.InsertBefore(pool, index, next);
+  list.InsertBefore(pool, index, next);
   queue.num_waiting_rows += sequence.num_tokens();
   ++num_waiting_;
 }
@@ -29,9 +30,14 @@ void TenantQueue::Admit(SequencePool& pool, SequenceIndex index) {
   Of(pool[index].priority).prefilling.PushBack(pool, index);
 }
 
+SequenceList& TenantQueue::WaitingListOf(const Sequence& sequence) {
+  ClassQueue& queue = Of(sequence.priority);
+  return sequence.must_be_pinned ? queue.must_be_pinned : queue.waiting;
+}
+
 void TenantQueue::TakeFromWaiting(SequencePool& pool, SequenceIndex index) {
   const Sequence& sequence = pool[index];
-  Of(sequence.priority).waiting.Remove(pool, index);
+  WaitingListOf(sequence).Remove(pool, index);
   Of(sequence.priority).num_waiting_rows -= sequence.num_tokens();
   --num_waiting_;
 }

@@ -12,11 +12,12 @@ namespace weir::scheduler {
 
 struct ClassQueue {
   SequenceList prefilling;       // have a slot and prompt rows to compute, in order of admission
-  SequenceList waiting;          // returned ones first, then the others; each in order of arrival
+  SequenceList must_be_pinned;   // waiting, and may not be preempted again
+  SequenceList waiting;          // all others; returned ones first, in both lists, and each in order of arrival
   int64_t num_waiting_rows = 0;  // known tokens of the waiting ones
   double owed = 0;               // service this class is behind its minimum; negative: ahead of it
 
-  bool has_work() const { return !prefilling.empty() || !waiting.empty(); }
+  bool has_work() const { return !prefilling.empty() || !must_be_pinned.empty() || !waiting.empty(); }
 };
 
 class TenantQueue {
@@ -44,6 +45,7 @@ class TenantQueue {
 
  private:
   ClassQueue& Of(PriorityClass priority) { return classes_[static_cast<int>(priority)]; }
+  SequenceList& WaitingListOf(const Sequence& sequence);
   void TakeFromWaiting(SequencePool& pool, SequenceIndex index);
   void ForgetDebtToIdle(PriorityClass priority);
 

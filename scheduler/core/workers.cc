@@ -42,6 +42,7 @@ void Scheduler::State::LoseGroup() {
   groups_.clear();
   released_.clear();
   claim_ = {};
+  first_kept_by_pinned_ = {};
   group_stands_ = false;
   downtime_.GroupGone(now_);
   EndTheLostTooOften();
