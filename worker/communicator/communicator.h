@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -68,6 +69,8 @@ struct SocketGroupOptions {
   // How long a wait spins before it sleeps in poll().  Spinning wants a core per rank: with more ranks than cores it is
   // harmful, so 0 = decide from the number of ranks on this host and its processors.
   std::chrono::microseconds spin{0};
+  // Looked at while the group forms: once true, forming ends with ABORTED.  May be null.
+  const std::atomic<bool>* cancelled = nullptr;
 };
 // Forms the full mesh and returns when every pair is connected; the error names the ranks that are missing.
 absl::StatusOr<std::unique_ptr<Communicator>> NewSocketGroup(const SocketGroupOptions& options);
