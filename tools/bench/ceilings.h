@@ -1,0 +1,46 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+// What this machine can do at most, measured in the run that it is compared with: bytes read from memory, and products
+// in registers.
+
+namespace weir::tools {
+
+// Reads a region much larger than the caches, on several threads.  Each call of Run is one round.
+class ReadProbe {
+ public:
+  explicit ReadProbe(int32_t num_threads);
+  ~ReadProbe();
+  ReadProbe(const ReadProbe&) = delete;
+  ReadProbe& operator=(const ReadProbe&) = delete;
+  double Run();  // GB/s (10^9 bytes)
+
+ private:
+  int32_t num_threads_;
+  int64_t num_bytes_;
+  char* region_;
+};
+
+// Rounds of multiply-adds in registers.  `isa` is a name that NewCpuBackend takes; "" or one without a known peak gives
+// the f32 rate of what the compiler was told to use.
+class ArithmeticProbe {
+ public:
+  ArithmeticProbe(int32_t num_threads, std::string_view isa);
+  double Run();  // GFLOP/s, a multiply-add being two
+  std::string_view instruction() const { return instruction_; }
+
+ private:
+  int32_t num_threads_;
+  void (*loop_)(int64_t);
+  double flop_per_iteration_;
+  std::string_view instruction_;
+};
+
+std::string MachineName();  // the processor as the system calls it
+double Median(std::vector<double> values);
+
+}  // namespace weir::tools
