@@ -3,7 +3,8 @@
 Three arithmetics:
   exact   weights widened (FP8 dequantised), nothing rounded: what float32 arithmetic approaches
   fp8     inputs of FP8 layers are quantised to e4m3 per row and block of 128 columns; nothing else is rounded
-  stored  as fp8, and inputs of BF16 layers and the cached latents are rounded to bfloat16: Weir's default on a CPU
+  stored  as fp8, and inputs of BF16 layers and the cached latents are rounded to bfloat16: Weir's default on a CPU.  The
+          router is not rounded: it runs in float32 whatever its weight is stored as
 
 A row's form of attention is fixed by its role: prompt rows expand the latents to keys and values (kv_b as a linear layer),
 generated rows use the absorbed form (kv_b dequantised to bfloat16).  Needs numpy only.
@@ -127,7 +128,7 @@ class Oracle:
         tensor = self.tensors[name + ".weight"]
         if self.arithmetic != "exact" and tensor.scales is not None:
             return self.quantised_linear(tensor, x)
-        if self.arithmetic == "stored" and tensor.dtype == "BF16":
+        if self.arithmetic == "stored" and tensor.dtype == "BF16" and not name.endswith("mlp.gate"):
             x = round_to_bf16(x)
         return x @ self.weight(name + ".weight").T
 
