@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -33,6 +34,8 @@ struct RankOptions {
   int32_t max_num_seqs = 256;             // slots
   int32_t max_num_batched_tokens = 2048;  // rows of one step on this dp group; workspaces are sized by it
   int64_t max_model_len = 0;              // positions; 0 = the model's own
+  // Where the routed experts are, the same on every rank; by default ExpertMap::Contiguous.
+  std::optional<ExpertMap> expert_map;
 };
 
 // What a rank needs, computed before anything is loaded.
@@ -43,22 +46,26 @@ struct MemoryEstimate {
   int64_t available_bytes = 0;   // what the machine has free, for a CPU rank; its processes share it
   std::string ToString() const;  // one line with all sums, for people
 };
+// Requires: CheckLayout allows options.layout.
 MemoryEstimate EstimateMemory(const Checkpoint& checkpoint, const RankOptions& options);
 
 class Rank {
  public:
   // Loads this rank's shard.  RESOURCE_EXHAUSTED with the sums when it does not fit; INVALID_ARGUMENT for a layout the
-  // model does not allow or weights that are not finite.  `communicator` spans all ranks of the layout (null when there
-  // is one). `progress(bytes done, bytes total)` may be null.  checkpoint need not outlive Load; backend and
-  // communicator must outlive the rank.
+  // model does not allow or weights that are not finite.  `communicator` spans all ranks of the layout; null when there
+  // is one, or when the group is formed later, by Reform.  `progress(bytes done, bytes total)` may be null.  checkpoint
+  // need not outlive Load; backend and communicator must outlive the rank.  The epoch is 0.
   static absl::StatusOr<std::unique_ptr<Rank>> Load(const Checkpoint& checkpoint, const RankOptions& options,
                                                     kernels::Backend* backend, Communicator* communicator,
                                                     const std::function<void(int64_t, int64_t)>& progress);
   virtual ~Rank() = default;
 
-  // Runs one step.  An error is a fault of the group (communication, device): the epoch is over.  A sequence that
-  // cannot run (position beyond max_model_len, unknown slot, block id out of range, token id out of range) has its
-  // reason in its own result and the others run.
+  // Runs one step.  INVALID_ARGUMENT: the plan as a whole is refused (another epoch, more rows than
+  // max_num_batched_tokens for some data-parallel group) and nothing has happened.  Any other error is a fault of the
+  // group (communication, device): the epoch is over, and every Run before the next Reform fails with it.  A sequence
+  // that cannot run (position beyond max_model_len, unknown slot, block id out of range, token id out of range) has its
+  // reason in its own result, its slot is as before, and the others run.  Only the first rank of a data-parallel group
+  // (tp_rank 0) fills StepResult::sequences.
   virtual absl::StatusOr<StepResult> Run(const StepPlan& plan) = 0;
 
   // Forgets all slots and takes a new communicator (null with one rank): a new epoch with the weights at hand.
