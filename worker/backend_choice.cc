@@ -6,11 +6,9 @@ namespace weir::worker {
 
 absl::StatusOr<std::unique_ptr<kernels::Backend>> NewBackend(const BackendChoice& choice) {
   if (choice.name == "reference") return kernels::NewReferenceBackend();
-#ifdef WEIR_HAS_CPU_BACKEND
   if (choice.name == "cpu") {
     return kernels::NewCpuBackend({.num_threads = choice.num_threads, .isa = choice.isa});
   }
-#endif
   return absl::InvalidArgumentError(
       absl::StrCat("backend '", choice.name, "' is not in this build; it has: cpu, reference"));
 }

@@ -12,5 +12,6 @@ class App;
 namespace weir::tools {
 
 void AddInspect(CLI::App& app);
+void AddGenerate(CLI::App& app);
 
 }  // namespace weir::tools

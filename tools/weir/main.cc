@@ -6,6 +6,7 @@ int main(int argc, char** argv) {
   CLI::App app{"Weir divides one large mixture-of-experts language model fairly among its tenants."};
   app.require_subcommand(1);
   weir::tools::AddInspect(app);
+  weir::tools::AddGenerate(app);
   app.footer("Example: weir inspect /models/DeepSeek-V3 --tp 8");
   try {
     app.parse(argc, argv);
