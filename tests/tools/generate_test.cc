@@ -3,14 +3,17 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <array>
-#include <cmath>
+#include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
+#include <vector>
 
 #include "tests/worker/checkpoint_writer.h"
 #include "tests/worker/tiny_models.h"
@@ -103,6 +106,120 @@ TEST(GenerateTest, AnswersABatchAsItAnswersEachPromptAlone) {
   }
 }
 
+// Real processes, connected by sockets.
+TEST(GenerateTest, AnswersOnSeveralRanksAsOnOne) {
+  const std::string arguments =
+      "--prompt-ids 7,8,9 --prompt-ids 40,41,42,43,44,45,46,47 --prompt-ids 1 --max-tokens 6 --top-logprobs 20 --echo"
+      " --weight-dtype f32";
+  for (const char* model : {"v3", "v2_lite"}) {
+    const json expected = GenerateJson(model, arguments);
+    for (const char* layout : {" --tp 2", " --tp 4", " --dp 2", " --tp 2 --dp 2", " --dp 3"}) {
+      const json result = GenerateJson(model, arguments + layout);
+      for (int i = 0; i < 3; ++i) {
+        const json& one = expected["answers"][i];
+        const json& many = result["answers"][i];
+        EXPECT_EQ(many["generated_ids"], one["generated_ids"]) << model << layout << " prompt " << i;
+        ASSERT_EQ(many["positions"].size(), one["positions"].size());
+        for (size_t p = 0; p < one["positions"].size(); ++p) {
+          EXPECT_NEAR(many["positions"][p]["logprob"].get<double>(), one["positions"][p]["logprob"].get<double>(),
+                      2e-5);
+        }
+      }
+    }
+  }
+}
+
+// A run that would last long, with a rank that a test can harm.
+class GenerateFaultTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const std::string model = TinyModel("v3_fp8").directory();
+    std::vector<std::string> words = {WEIR_BINARY_DIR "/bin/weir",
+                                      "generate",
+                                      "--backend",
+                                      "reference",
+                                      "--model",
+                                      model,
+                                      "--tp",
+                                      "2",
+                                      "--prompt-ids",
+                                      "5,6,7",
+                                      "--max-tokens",
+                                      "1270",
+                                      "--ignore-eos"};
+    std::vector<char*> arguments;
+    for (std::string& word : words) arguments.push_back(word.data());
+    arguments.push_back(nullptr);
+    int ends[2];
+    ASSERT_EQ(pipe(ends), 0);
+    pid_ = fork();
+    ASSERT_GE(pid_, 0);
+    if (pid_ == 0) {
+      dup2(ends[1], STDERR_FILENO);
+      close(ends[0]);
+      close(ends[1]);
+      execv(arguments[0], arguments.data());
+      _exit(127);
+    }
+    close(ends[1]);
+    errors_ = fdopen(ends[0], "r");
+    // "rank 1: process 1234" is the last line before it runs.
+    for (int rank = 0; rank < 2; ++rank) {
+      const std::string mark = "rank " + std::to_string(rank) + ": process ";
+      const std::string line = LineWith(mark);
+      ASSERT_THAT(line, HasSubstr(mark));
+      ranks_[rank] = std::stoi(line.substr(mark.size()));
+    }
+    usleep(100'000);
+  }
+  void TearDown() override {
+    if (errors_ != nullptr) fclose(errors_);
+  }
+
+  std::string LineWith(const std::string& mark) {
+    std::array<char, 4096> line;
+    while (std::fgets(line.data(), line.size(), errors_) != nullptr) {
+      if (std::string(line.data()).find(mark) != std::string::npos) return line.data();
+    }
+    return "";
+  }
+  int ExitCode() const {
+    int status = 0;
+    waitpid(pid_, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+  }
+  static bool Exists(pid_t pid) { return kill(pid, 0) == 0; }
+
+  pid_t pid_ = -1;
+  pid_t ranks_[2] = {-1, -1};
+  FILE* errors_ = nullptr;
+};
+
+TEST_F(GenerateFaultTest, NamesARankThatIsKilled) {
+  kill(ranks_[1], SIGKILL);
+  EXPECT_THAT(LineWith("weir generate:"),
+              HasSubstr("rank 1 (process " + std::to_string(ranks_[1]) + ") was killed by signal 9"));
+  EXPECT_EQ(ExitCode(), 1);
+  EXPECT_FALSE(Exists(ranks_[0]));
+  EXPECT_FALSE(Exists(ranks_[1]));
+}
+
+TEST_F(GenerateFaultTest, NamesARankThatStandsStill) {
+  kill(ranks_[1], SIGSTOP);
+  EXPECT_THAT(LineWith("weir generate:"), ::testing::ContainsRegex("rank 0: .*2000 ms.* 1|rank 1 .* is stopped"));
+  EXPECT_EQ(ExitCode(), 1);
+  EXPECT_FALSE(Exists(ranks_[0]));
+  EXPECT_FALSE(Exists(ranks_[1]));
+}
+
+TEST_F(GenerateFaultTest, LeavesNoRankBehindWhenItIsKilledItself) {
+  kill(pid_, SIGKILL);
+  EXPECT_EQ(ExitCode(), -SIGKILL);
+  for (int i = 0; i < 500 && (Exists(ranks_[0]) || Exists(ranks_[1])); ++i) usleep(10'000);
+  EXPECT_FALSE(Exists(ranks_[0]));
+  EXPECT_FALSE(Exists(ranks_[1]));
+}
+
 TEST(GenerateTest, SamplesBySeed) {
   const std::string options = "--prompt-ids 7,8,9 --max-tokens 12 --temperature 2 --seed ";
   const json first = GenerateJson("v3", options + "1");
@@ -129,7 +246,8 @@ TEST(GenerateTest, TellsAPersonIdsAndSpeed) {
   EXPECT_EQ(outcome.exit_code, 0) << outcome.errors;
   EXPECT_THAT(outcome.output, HasSubstr("prompt 0: 2 tokens, answer: 3 tokens (length)"));
   EXPECT_THAT(outcome.output, HasSubstr("tokens/s"));
-  EXPECT_THAT(outcome.errors, HasSubstr("weights 0.00 GB + cache"));
+  EXPECT_THAT(outcome.errors,
+              ::testing::ContainsRegex("rank 0 of 1: weights .* MB . cache .* MB . workspace .* available"));
 }
 
 TEST(GenerateTest, ReportsASequenceWhoseLogitsAreNotFinite) {

@@ -17,7 +17,10 @@ namespace {
 
 constexpr int64_t kUnlimited = std::numeric_limits<int64_t>::max();
 
-std::string Gigabytes(int64_t num_bytes) { return absl::StrFormat("%.2f GB", static_cast<double>(num_bytes) / 1e9); }
+std::string Readable(int64_t num_bytes) {
+  const auto bytes = static_cast<double>(num_bytes);
+  return bytes < 1e8 ? absl::StrFormat("%.2f MB", bytes / 1e6) : absl::StrFormat("%.2f GB", bytes / 1e9);
+}
 
 // A number that stands alone in a file, such as memory.max; kUnlimited for "max" or no file.
 int64_t NumberIn(const std::string& path) {
@@ -81,9 +84,9 @@ int64_t MaxModelLen(const ModelConfig& config, const RankOptions& options) {
 int64_t AvailableHostBytes() { return std::min(MemAvailable(), ControlGroupAvailable()); }
 
 std::string MemoryEstimate::ToString() const {
-  return absl::StrCat("weights ", Gigabytes(weights_bytes), " + cache ", Gigabytes(cache_bytes), " + workspace ",
-                      Gigabytes(workspace_bytes), " = ", Gigabytes(weights_bytes + cache_bytes + workspace_bytes),
-                      " of ", available_bytes == kUnlimited ? "unknown" : Gigabytes(available_bytes), " available");
+  return absl::StrCat("weights ", Readable(weights_bytes), " + cache ", Readable(cache_bytes), " + workspace ",
+                      Readable(workspace_bytes), " = ", Readable(weights_bytes + cache_bytes + workspace_bytes), " of ",
+                      available_bytes == kUnlimited ? "unknown" : Readable(available_bytes), " available");
 }
 
 MemoryEstimate EstimateMemory(const Checkpoint& checkpoint, const RankOptions& options) {
