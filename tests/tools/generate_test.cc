@@ -134,7 +134,7 @@ class GenerateFaultTest : public ::testing::Test {
  protected:
   void SetUp() override {
     const std::string model = TinyModel("v3_fp8").directory();
-    std::vector<std::string> words = {WEIR_BINARY_DIR "/bin/weir",
+    std::vector<std::string> words = {std::string(WEIR_BINARY_DIR) + "/bin/weir",
                                       "generate",
                                       "--backend",
                                       "reference",

@@ -43,7 +43,7 @@ std::vector<BackendChoice> CpuBackends() {
   return backends;
 }
 
-std::vector<Case> Cases(std::vector<BackendChoice> backends) {
+std::vector<Case> Cases(const std::vector<BackendChoice>& backends) {
   std::vector<Case> cases;
   for (const BackendChoice& backend : backends) {
     for (const char* model : {"v3", "v3_f32", "v3_fp8", "v2", "v2_lite"}) cases.push_back({model, backend});
