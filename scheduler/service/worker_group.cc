@@ -57,13 +57,14 @@ std::string FindDifference(const RankHello& a, const RankHello& b) {
 }
 
 std::string FindDifference(const GroupShape& shape, const GroupShape& required) {
-  for (std::string difference : {Difference("manifest_hash", shape.manifest_hash, required.manifest_hash),
-                                 Difference("block_size", shape.limits.block_size, required.limits.block_size),
-                                 Difference("max_num_seqs", shape.limits.max_num_seqs, required.limits.max_num_seqs),
-                                 Difference("max_num_batched_tokens", shape.limits.max_num_batched_tokens,
-                                            required.limits.max_num_batched_tokens),
-                                 Difference("max_model_len", shape.limits.max_model_len, required.limits.max_model_len),
-                                 Difference("vocab_size", shape.vocab_size, required.vocab_size)}) {
+  for (const std::string& difference :
+       {Difference("manifest_hash", shape.manifest_hash, required.manifest_hash),
+        Difference("block_size", shape.limits.block_size, required.limits.block_size),
+        Difference("max_num_seqs", shape.limits.max_num_seqs, required.limits.max_num_seqs),
+        Difference("max_num_batched_tokens", shape.limits.max_num_batched_tokens,
+                   required.limits.max_num_batched_tokens),
+        Difference("max_model_len", shape.limits.max_model_len, required.limits.max_model_len),
+        Difference("vocab_size", shape.vocab_size, required.vocab_size)}) {
     if (!difference.empty()) return difference + ", with which this scheduler began; restart it to serve other ranks";
   }
   return "";
