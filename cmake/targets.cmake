@@ -16,6 +16,26 @@ function(weir_program name)
   target_link_libraries(${name} PRIVATE weir_warnings ${arg_DEPS})
 endfunction()
 
+# WEIR_SOURCE_DIR and WEIR_BINARY_DIR for tests, as calls of a library: a path in a compiler's command line would keep checkouts
+# from sharing what is compiled.
+file(WRITE ${CMAKE_BINARY_DIR}/test_paths/test_paths.h "#pragma once
+namespace weir {
+const char* TestSourceDir();
+const char* TestBinaryDir();
+}  // namespace weir
+#define WEIR_SOURCE_DIR ::weir::TestSourceDir()
+#define WEIR_BINARY_DIR ::weir::TestBinaryDir()
+")
+file(CONFIGURE OUTPUT ${CMAKE_BINARY_DIR}/test_paths/test_paths.cc CONTENT "#include \"test_paths.h\"
+namespace weir {
+const char* TestSourceDir() { return \"${PROJECT_SOURCE_DIR}\"; }
+const char* TestBinaryDir() { return \"${CMAKE_BINARY_DIR}\"; }
+}  // namespace weir
+")
+add_library(test_paths STATIC ${CMAKE_BINARY_DIR}/test_paths/test_paths.cc)
+target_include_directories(test_paths PUBLIC ${CMAKE_BINARY_DIR}/test_paths)
+target_compile_options(test_paths INTERFACE -include test_paths.h)
+
 # weir_test(NAME LABEL unit|parity|golden|sim|e2e|fuzz SRCS ... DEPS ... [TIMEOUT s] [WHOLE])
 #   One GoogleTest program.  Each TEST becomes a ctest entry of its own, or, with WHOLE, the program is one entry.
 function(weir_test name)
@@ -29,8 +49,7 @@ function(weir_test name)
   add_executable(${name} ${arg_SRCS})
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests/bin)
   target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR})
-  target_link_libraries(${name} PRIVATE weir_warnings ${arg_DEPS} GTest::gmock GTest::gtest GTest::gtest_main)
-  target_compile_definitions(${name} PRIVATE WEIR_SOURCE_DIR="${PROJECT_SOURCE_DIR}" WEIR_BINARY_DIR="${CMAKE_BINARY_DIR}")
+  target_link_libraries(${name} PRIVATE weir_warnings test_paths ${arg_DEPS} GTest::gmock GTest::gtest GTest::gtest_main)
   if(arg_WHOLE)
     add_test(NAME ${name} COMMAND ${name})
     set_tests_properties(${name} PROPERTIES LABELS "${arg_LABEL}" TIMEOUT ${arg_TIMEOUT})
