@@ -9,7 +9,6 @@
 
 namespace weir::worker::v1 {
 class RunResponse;
-class StepPlan;
 }  // namespace weir::worker::v1
 
 // A worker rank over real gRPC whose model is a hash: the next token is a function of all tokens before it, so that the

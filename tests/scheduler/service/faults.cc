@@ -15,9 +15,9 @@ using worker::v1::RunResponse;
 using Alteration = std::function<bool(RunResponse&)>;
 
 // One result of a rank, with at least one sequence where `with_token`.
-void AlterOnce(FakeRank& rank, Alteration alter, bool with_token = true) {
+void AlterOnce(FakeRank& rank, const Alteration& alter, bool with_token = true) {
   auto is_done = std::make_shared<std::atomic<bool>>(false);
-  rank.Alter([is_done, alter = std::move(alter), with_token](RunResponse& response) {
+  rank.Alter([is_done, alter, with_token](RunResponse& response) {
     const worker::v1::StepResult& result = response.result();
     const bool fits = !with_token || (result.sequences_size() > 0 && result.sequences(0).has_sampled());
     if (!fits || is_done->exchange(true)) return true;
@@ -25,7 +25,7 @@ void AlterOnce(FakeRank& rank, Alteration alter, bool with_token = true) {
   });
 }
 
-Fault Altered(std::string name, Alteration alter, int rank = 2) {
+Fault Altered(std::string name, const Alteration& alter, int rank = 2) {
   return {.name = std::move(name),
           .strike = [alter, rank](TestCluster& cluster) { AlterOnce(cluster.rank(rank), alter, rank % 2 == 0); }};
 }
