@@ -16,10 +16,13 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr size_t kLanes = 16;  // independent partial results, so that the compiler may use vectors; part of the result
 
-// e^x for x <= 0, within 1e-7 of it, and 0 below -87.  Exactly 1 at 0.  No library call, so that loops become vector
-// code and every build gives the same bits.
+// e^x for x <= 0, within 1e-7 of it, and 0 below -87.7.  Exactly 1 at 0, never more.  No library call, so that loops
+// become vector code and every build gives the same bits.
 inline float Exp(float x) {
-  const float clamped = x < -87.0f ? -87.0f : x;
+  // -x clamped to 88 as an integer: the compiler turns a comparison of floats into a branch.  At -88 n is -127, whose
+  // power has no bits: 0.
+  const int32_t magnitude = std::min(std::bit_cast<int32_t>(x) & 0x7fffffff, std::bit_cast<int32_t>(88.0f));
+  const float clamped = -std::bit_cast<float>(magnitude);
   const float shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the integer lands in the low bits
   const float n = shifted - 12582912.0f;
   const float r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;  // ln 2 in two parts
@@ -31,7 +34,7 @@ inline float Exp(float x) {
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
   const float power = std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) - 0x4b400000u + 127u) << 23);
-  return x < -87.0f ? 0.0f : p * power;
+  return p * power;
 }
 
 struct RowScan {
@@ -65,15 +68,28 @@ int32_t FirstIndexOf(std::span<const float> logits, float value) {
   return static_cast<int32_t>(std::find(logits.begin(), logits.end(), value) - logits.begin());
 }
 
+// weights[i] = e^((logits[i] - max) / temperature), in [0, 1].
+void ComputeWeights(std::span<const float> logits, float max, float temperature, float* __restrict weights) {
+  const float* __restrict x = logits.data();
+  for (size_t i = 0; i < logits.size(); ++i) {
+    weights[i] = Exp((x[i] - max) / temperature);
+  }
+}
+
 // log of the sum of e^logit.
 double LogSumExp(std::span<const float> logits, float max) {
+  constexpr size_t kChunk = 1024;
+  std::array<float, kChunk> weights;
   std::array<double, kLanes> sums{};
-  size_t i = 0;
-  for (; i + kLanes <= logits.size(); i += kLanes) {
-    for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] += Exp(logits[i + lane] - max);
+  for (size_t first = 0; first < logits.size(); first += kChunk) {
+    const size_t count = std::min(kChunk, logits.size() - first);
+    weights.fill(0.0f);
+    ComputeWeights(logits.subspan(first, count), max, 1.0f, weights.data());
+    for (size_t i = 0; i < kChunk; i += kLanes) {
+      for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] += weights[i + lane];
+    }
   }
   double sum = 0.0;
-  for (; i < logits.size(); ++i) sum += Exp(logits[i] - max);
   for (const double x : sums) sum += x;
   return static_cast<double>(max) + std::log(sum);
 }
@@ -177,6 +193,7 @@ class Ranking {
   static constexpr size_t kNumBuckets = (kOne >> kBucketBits) + 1;
   static size_t BucketOf(float weight) { return (kOne - std::bit_cast<uint32_t>(weight)) >> kBucketBits; }
 
+  void AppendMembers(size_t bucket);
   const std::vector<int32_t>& Sorted(size_t bucket);
 
   std::span<const float> logits_;
@@ -190,7 +207,7 @@ class Ranking {
 void Ranking::Fill(std::span<const float> logits, float max, float temperature) {
   logits_ = logits;
   weights_.resize(logits.size());
-  for (size_t i = 0; i < logits.size(); ++i) weights_[i] = std::min(1.0f, Exp((logits[i] - max) / temperature));
+  ComputeWeights(logits, max, temperature, weights_.data());
   counts_.assign(kNumBuckets, 0);
   masses_.assign(kNumBuckets, 0.0);
   sorted_bucket_ = kNumBuckets;
@@ -202,13 +219,31 @@ void Ranking::Fill(std::span<const float> logits, float max, float temperature) 
   }
 }
 
+// Looks at kLanes weights at a time: most hold no member of the bucket.
+void Ranking::AppendMembers(size_t bucket) {
+  const auto is_member = [&](float weight) { return weight != 0.0f && BucketOf(weight) == bucket; };
+  size_t i = 0;
+  for (; i + kLanes <= weights_.size(); i += kLanes) {
+    uint32_t has_member = 0;
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      const uint32_t bits = std::bit_cast<uint32_t>(weights_[i + lane]);
+      has_member |= (kOne - bits) >> kBucketBits == bucket ? 1u : 0u;
+    }
+    if (has_member == 0) continue;
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      if (is_member(weights_[i + lane])) sorted_.push_back(static_cast<int32_t>(i + lane));
+    }
+  }
+  for (; i < weights_.size(); ++i) {
+    if (is_member(weights_[i])) sorted_.push_back(static_cast<int32_t>(i));
+  }
+}
+
 const std::vector<int32_t>& Ranking::Sorted(size_t bucket) {
   if (bucket == sorted_bucket_) return sorted_;
   sorted_bucket_ = bucket;
   sorted_.clear();
-  for (size_t i = 0; i < weights_.size(); ++i) {
-    if (weights_[i] != 0.0f && BucketOf(weights_[i]) == bucket) sorted_.push_back(static_cast<int32_t>(i));
-  }
+  AppendMembers(bucket);
   std::sort(sorted_.begin(), sorted_.end(),
             [this](int32_t a, int32_t b) { return logits_[a] != logits_[b] ? logits_[a] > logits_[b] : a < b; });
   return sorted_;

@@ -36,6 +36,18 @@ struct Setting {
   float query_scale = 1.0f;
 };
 
+Tolerance AttentionTolerance(AttentionRounding rounding, bool is_sharp) {
+  switch (rounding) {
+    case AttentionRounding::kNone:
+      return is_sharp ? kSharpAttentionTolerance : kAttentionTolerance;
+    case AttentionRounding::kOutputLatents:
+      return kRoundedOutputTolerance;
+    case AttentionRounding::kAllFactors:
+      return is_sharp ? kRoundedSharpAttentionTolerance : kRoundedAttentionTolerance;
+  }
+  return kExact;
+}
+
 ParityCase AttentionCase(const NamedShape& shape, const WeightKind& kind, DType cache, const Setting& setting,
                          int64_t padding = 0) {
   std::string name =
@@ -48,11 +60,9 @@ ParityCase AttentionCase(const NamedShape& shape, const WeightKind& kind, DType 
     for (const SequencePart& part : setting.parts) lengths.push_back(part.end());
     AttentionSequences sequences(random, shape.shape, kind, cache, lengths, setting.query_scale);
     sequences.block_size = setting.block_size;
-    // An error of a score is a share of the score, so e^score is off by more where scores are in the hundreds.
     const bool is_sharp = setting.query_scale > 1.0f;
-    const Tolerance tolerance = cache == DType::kF32
-                                    ? (is_sharp ? kSharpAttentionTolerance : kAttentionTolerance)
-                                    : (is_sharp ? kBF16SharpAttentionTolerance : kBF16AttentionTolerance);
+    const AttentionRounding rounding = cache == DType::kBF16 ? rig.attention_rounding() : AttentionRounding::kNone;
+    const Tolerance tolerance = AttentionTolerance(rounding, is_sharp);
     return {{"out", Attend(rig, sequences, setting.parts, name), tolerance}};
   };
   return {name, run, padding};

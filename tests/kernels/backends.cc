@@ -23,12 +23,13 @@ std::unique_ptr<Backend> Cpu(const char* isa, int32_t num_threads) {
 const std::vector<BackendUnderTest>& Backends() {
   static const std::vector<BackendUnderTest>* backends = new std::vector<BackendUnderTest>{
       {"reference", [] { return NewReferenceBackend(); }, ""},
-      {"cpu:portable", [] { return Cpu("portable", 2); }, ""},
-      {"cpu:avx2", [] { return Cpu("avx2", 2); }, ""},
-      {"cpu:avx512", [] { return Cpu("avx512", 2); }, ""},
-      {"cpu:avx512-bf16", [] { return Cpu("avx512-bf16", 2); }, ""},
-      {"cpu:avx2, 1 thread", [] { return Cpu("avx2", 1); }, "cpu:avx2"},
-      {"cpu:avx512-bf16, 3 threads", [] { return Cpu("avx512-bf16", 3); }, "cpu:avx512-bf16"},
+      {"cpu:portable", [] { return Cpu("portable", 2); }, "", AttentionRounding::kOutputLatents},
+      {"cpu:avx2", [] { return Cpu("avx2", 2); }, "", AttentionRounding::kOutputLatents},
+      {"cpu:avx512", [] { return Cpu("avx512", 2); }, "", AttentionRounding::kOutputLatents},
+      {"cpu:avx512-bf16", [] { return Cpu("avx512-bf16", 2); }, "", AttentionRounding::kAllFactors},
+      {"cpu:avx2, 1 thread", [] { return Cpu("avx2", 1); }, "cpu:avx2", AttentionRounding::kOutputLatents},
+      {"cpu:avx512-bf16, 3 threads", [] { return Cpu("avx512-bf16", 3); }, "cpu:avx512-bf16",
+       AttentionRounding::kAllFactors},
   };
   return *backends;
 }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "tests/kernels/rig.h"
 
 // Every backend that this build has: one line each in backends.cc is all that a new one needs to be tested.
 
@@ -17,6 +18,7 @@ struct BackendUnderTest {
   std::function<std::unique_ptr<Backend>()> make;
   // The name of a backend whose every bit it must repeat (the same code with another number of threads), or empty.
   std::string same_bits_as;
+  AttentionRounding attention_rounding = AttentionRounding::kNone;
 };
 
 const std::vector<BackendUnderTest>& Backends();

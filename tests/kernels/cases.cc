@@ -69,7 +69,7 @@ std::string Difference(const std::vector<Result>& reference, const std::vector<R
                        DType activation_dtype) {
   if (reference.size() != results.size()) return "another number of results";
   for (size_t i = 0; i < results.size(); ++i) {
-    Tolerance tolerance = reference[i].tolerance;
+    Tolerance tolerance = results[i].tolerance;
     if (activation_dtype == DType::kBF16) {
       tolerance.largest += 0x1p-8;
       tolerance.rms += 0x1p-8;

@@ -63,6 +63,7 @@ std::string ParamName(const testing::TestParamInfo<std::tuple<size_t, std::strin
 
 TEST_P(Parity, AgreesWithTheReference) {
   Rig rig(*backend_, backend_->activation_dtype(), TestCase().padding);
+  rig.set_attention_rounding(BackendNamed(std::get<1>(GetParam())).attention_rounding);
   const std::vector<Result> results = TestCase().run(rig);
   const std::vector<Result>& reference = ReferenceResults(std::get<0>(GetParam()), backend_->activation_dtype());
   EXPECT_EQ(Difference(reference, results, backend_->activation_dtype()), "") << TestCase().name;

@@ -160,6 +160,27 @@ double HostWeight::LargestRowNorm() const {
 
 // ---- tensors ----
 
+Values ReadTensor(Backend& backend, const TensorView& view) {
+  std::vector<char> bytes(static_cast<size_t>(view.rows * view.cols * SizeOf(view.dtype)));
+  backend.CopyToHost(bytes.data(), view);
+  const absl::Status status = backend.Synchronize();
+  WEIR_CHECK(status.ok(), std::string(status.message()));
+  Values values(view.rows, view.cols);
+  for (size_t i = 0; i < values.data.size(); ++i) {
+    values.data[i] = DecodeAt(bytes.data() + i * static_cast<size_t>(SizeOf(view.dtype)), view.dtype);
+  }
+  return values;
+}
+
+void WriteTensor(Backend& backend, const TensorView& view, const Values& values) {
+  std::vector<char> bytes(values.data.size() * static_cast<size_t>(SizeOf(view.dtype)));
+  for (size_t i = 0; i < values.data.size(); ++i) {
+    Encode(values.data[i], view.dtype, bytes.data() + i * static_cast<size_t>(SizeOf(view.dtype)));
+  }
+  backend.CopyToDevice(view, bytes.data());
+  WEIR_CHECK(backend.Synchronize().ok());
+}
+
 TensorView Rig::Empty(int64_t rows, int64_t cols, DType dtype) {
   const int64_t width = cols + padding_, num_bytes = rows * width * SizeOf(dtype);
   absl::StatusOr<DeviceBuffer> buffer = backend_.Allocate(num_bytes);
@@ -174,12 +195,7 @@ TensorView Rig::Empty(int64_t rows, int64_t cols, DType dtype) {
 
 TensorView Rig::Put(const Values& values, DType dtype) {
   const TensorView view = Empty(values.rows, values.cols, dtype);
-  std::vector<char> bytes(values.data.size() * static_cast<size_t>(SizeOf(dtype)));
-  for (size_t i = 0; i < values.data.size(); ++i) {
-    Encode(values.data[i], dtype, bytes.data() + i * static_cast<size_t>(SizeOf(dtype)));
-  }
-  backend_.CopyToDevice(view, bytes.data());
-  WEIR_CHECK(backend_.Synchronize().ok());
+  WriteTensor(backend_, view, values);
   return view;
 }
 
@@ -187,18 +203,6 @@ TensorView Rig::PutActivation(const Values& values) {
   Values rounded = values;
   for (float& x : rounded.data) x = RoundedTo(activation_dtype_, x);
   return Put(rounded, backend_.activation_dtype());
-}
-
-Values Rig::Get(const TensorView& view) {
-  std::vector<char> bytes(static_cast<size_t>(view.rows * view.cols * SizeOf(view.dtype)));
-  backend_.CopyToHost(bytes.data(), view);
-  const absl::Status status = backend_.Synchronize();
-  WEIR_CHECK(status.ok(), std::string(status.message()));
-  Values values(view.rows, view.cols);
-  for (size_t i = 0; i < values.data.size(); ++i) {
-    values.data[i] = DecodeAt(bytes.data() + i * static_cast<size_t>(SizeOf(view.dtype)), view.dtype);
-  }
-  return values;
 }
 
 std::unique_ptr<LinearWeight> Rig::Linear(const HostWeight& weight) {

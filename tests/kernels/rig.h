@@ -28,6 +28,13 @@ struct Values {
   std::span<float> row(int64_t r) { return std::span(data).subspan(r * cols, cols); }
 };
 
+// What a backend rounds to BF16 in attention over a BF16 cache, of what kernels/backend.h allows.
+enum class AttentionRounding {
+  kNone,
+  kOutputLatents,  // o_lat, which W_UV takes
+  kAllFactors,     // q, keys, values, q_lat, probabilities as well
+};
+
 // The rows of `values` that `order` names.
 Values Pick(const Values& values, std::span<const int32_t> order);
 
@@ -88,6 +95,10 @@ class HostWeight {
   Values dequantized_;
 };
 
+// Whole tensors to and from the host, waiting for everything before.  WriteTensor rounds to the view's dtype.
+Values ReadTensor(Backend& backend, const TensorView& view);
+void WriteTensor(Backend& backend, const TensorView& view, const Values& values);
+
 // Tensors on a backend.  Everything not yet written holds NaN (-1 for integers), also the `padding` columns between
 // rows, which must stay that way.
 class Rig {
@@ -99,13 +110,16 @@ class Rig {
   explicit Rig(Backend& backend) : Rig(backend, backend.activation_dtype(), 0) {}
 
   Backend& backend() { return backend_; }
+  // What the tests' registry says of this backend.
+  void set_attention_rounding(AttentionRounding rounding) { attention_rounding_ = rounding; }
+  AttentionRounding attention_rounding() const { return attention_rounding_; }
   Backend* operator->() { return &backend_; }
 
   TensorView Empty(int64_t rows, int64_t cols, DType dtype);
   TensorView EmptyActivation(int64_t rows, int64_t cols) { return Empty(rows, cols, backend_.activation_dtype()); }
   TensorView Put(const Values& values, DType dtype);
   TensorView PutActivation(const Values& values);
-  Values Get(const TensorView& view);
+  Values Get(const TensorView& view) { return ReadTensor(backend_, view); }
 
   std::unique_ptr<LinearWeight> Linear(const HostWeight& weight);
   std::unique_ptr<DeviceBatch> Batch(const BatchLayout& layout);
@@ -124,6 +138,7 @@ class Rig {
   Backend& backend_;
   DType activation_dtype_;
   int64_t padding_;
+  AttentionRounding attention_rounding_ = AttentionRounding::kNone;
   std::vector<Tensor> tensors_;
 };
 

@@ -50,7 +50,7 @@ std::vector<Kept> ExactDistribution(const std::vector<float>& logits, const Samp
   const std::vector<float> x = Penalized(logits, row);
   std::vector<int32_t> order(x.size());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return x[a] > x[b]; });
+  std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return x[a] != x[b] ? x[a] > x[b] : a < b; });
   std::vector<Kept> kept;
   kept.reserve(order.size());
   const double max = x[order[0]];
@@ -291,7 +291,8 @@ TEST(SampleFromLogits, ReportsLogProbabilitiesBeforeTemperatureAndCuts) {
   EXPECT_NEAR(output.logprob, LogProbability(adjusted, output.token), 1e-5);
   std::vector<int32_t> order(logits.size());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return adjusted[a] > adjusted[b]; });
+  std::sort(order.begin(), order.end(),
+            [&](int32_t a, int32_t b) { return adjusted[a] != adjusted[b] ? adjusted[a] > adjusted[b] : a < b; });
   ASSERT_EQ(output.top_logprobs.size(), 20u);
   for (size_t i = 0; i < 20; ++i) {
     EXPECT_EQ(output.top_logprobs[i].first, order[i]);

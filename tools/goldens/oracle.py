@@ -3,8 +3,8 @@
 Three arithmetics:
   exact   weights widened (FP8 dequantised), nothing rounded: what float32 arithmetic approaches
   fp8     inputs of FP8 layers are quantised to e4m3 per row and block of 128 columns; nothing else is rounded
-  stored  as fp8, and inputs of BF16 layers and the cached latents are rounded to bfloat16: Weir's default on a CPU.  The
-          router is not rounded: it runs in float32 whatever its weight is stored as
+  stored  as fp8, and inputs of BF16 layers (but not the router's) and the cached latents are rounded to bfloat16, and every
+          operation's result to float32: Weir's default on a CPU, but for the order of additions
 
 A row's form of attention is fixed by its role: prompt rows expand the latents to keys and values (kv_b as a linear layer),
 generated rows use the absorbed form (kv_b dequantised to bfloat16).  Needs numpy only.
@@ -90,7 +90,7 @@ class Oracle:
         h = self.weight("model.embed_tokens.weight")[ids]
         for layer in range(config["num_hidden_layers"]):
             h = self.decoder_layer(layer, h, num_prompt)
-        h = rms_norm(h, self.weight("model.norm.weight"), self.eps)
+        h = self.norm("model.norm", h)
         logits = self.linear("lm_head", h)
         margins = self.margins
         has_mtp = config.get("num_nextn_predict_layers") and len(ids) > 1
@@ -99,11 +99,11 @@ class Oracle:
 
     def decoder_layer(self, layer, h, num_prompt):
         prefix = f"model.layers.{layer}."
-        h = h + self.attention(prefix + "self_attn.", self.norm(prefix + "input_layernorm", h), num_prompt)
+        h = self.kept(h + self.attention(prefix + "self_attn.", self.norm(prefix + "input_layernorm", h), num_prompt))
         x = self.norm(prefix + "post_attention_layernorm", h)
         if layer < self.config["first_k_dense_replace"]:
-            return h + self.mlp(prefix + "mlp.", x)
-        return h + self.mixture(prefix + "mlp.", x)
+            return self.kept(h + self.mlp(prefix + "mlp.", x))
+        return self.kept(h + self.mixture(prefix + "mlp.", x))
 
     def multi_token_prediction(self, ids, h, num_prompt):
         """Row i sees the hidden state of token i (after the final norm) and token i + 1; it predicts token i + 2."""
@@ -116,21 +116,25 @@ class Oracle:
         return self.linear(prefix + "shared_head.head", self.norm(prefix + "shared_head.norm", x))
 
     # ---- parts ----
+    def kept(self, x):
+        """A result as the next operation finds it."""
+        return x.astype(np.float32).astype(np.float64) if self.arithmetic == "stored" else x
+
     def weight(self, name):
         if name not in self.dequantised:
             self.dequantised[name] = self.tensors[name].dequantised()
         return self.dequantised[name]
 
     def norm(self, name, x):
-        return rms_norm(x, self.weight(name + ".weight"), self.eps)
+        return self.kept(rms_norm(x, self.weight(name + ".weight"), self.eps))
 
     def linear(self, name, x):
         tensor = self.tensors[name + ".weight"]
         if self.arithmetic != "exact" and tensor.scales is not None:
-            return self.quantised_linear(tensor, x)
-        if self.arithmetic == "stored" and tensor.dtype == "BF16" and not name.endswith("mlp.gate"):
-            x = round_to_bf16(x)
-        return x @ self.weight(name + ".weight").T
+            return self.kept(self.quantised_linear(tensor, x))
+        if self.arithmetic == "stored" and tensor.dtype == "BF16" and not name.endswith(".mlp.gate"):
+            x = round_to_bf16(x)  # the router keeps float32 inputs: rounding them would change choices
+        return self.kept(x @ self.weight(name + ".weight").T)
 
     def quantised_linear(self, tensor, x):
         out = np.zeros((len(x), len(tensor.values)))
@@ -138,7 +142,7 @@ class Oracle:
             columns = slice(block * BLOCK, (block + 1) * BLOCK)
             amax = np.abs(x[:, columns]).max(axis=1, keepdims=True)
             scale = block_scale(np.maximum(amax, ACTIVATION_AMAX_FLOOR), self.ue8m0).astype(np.float64)
-            product = round_to_e4m3(x[:, columns] / scale) @ tensor.values[:, columns].T
+            product = round_to_e4m3(self.kept(x[:, columns] / scale)) @ tensor.values[:, columns].T
             out += product * scale * np.repeat(tensor.scales[:, block].astype(np.float64), BLOCK)[: out.shape[1]]
         return out
 
@@ -152,10 +156,10 @@ class Oracle:
         else:
             q = self.linear(prefix + "q_proj", x)
         q = q.reshape(len(x), heads, nope + rope)
-        q_nope, q_rope = q[..., :nope], rotate(q[..., nope:], positions, frequency, amplitude)
+        q_nope, q_rope = q[..., :nope], self.kept(rotate(q[..., nope:], positions, frequency, amplitude))
         kv = self.linear(prefix + "kv_a_proj_with_mqa", x)
         latent = self.norm(prefix + "kv_a_layernorm", kv[:, :latent_width])
-        k_rope = rotate(kv[:, latent_width:], positions, frequency, amplitude)
+        k_rope = self.kept(rotate(kv[:, latent_width:], positions, frequency, amplitude))
         if self.arithmetic == "stored" and self.tensors[prefix + "kv_b_proj.weight"].dtype != "F32":
             latent, k_rope = round_to_bf16(latent), round_to_bf16(k_rope)
 
@@ -175,7 +179,7 @@ class Oracle:
         weights = softmax(np.where(causal[generated], scores * scale, -np.inf))
         o_latent = np.einsum("hts,sc->thc", weights, latent)
         out[generated] = np.einsum("thc,hvc->thv", o_latent, absorbed[:, nope:])
-        return self.linear(prefix + "o_proj", out.reshape(len(x), heads * value))
+        return self.linear(prefix + "o_proj", self.kept(out).reshape(len(x), heads * value))
 
     def absorbed_weight(self, prefix):
         weight = self.weight(prefix + "kv_b_proj.weight")
@@ -184,10 +188,10 @@ class Oracle:
 
     def mlp(self, prefix, x):
         gate, up = self.linear(prefix + "gate_proj", x), self.linear(prefix + "up_proj", x)
-        return self.linear(prefix + "down_proj", silu(gate) * up)
+        return self.linear(prefix + "down_proj", self.kept(silu(gate) * up))
 
     def mixture(self, prefix, x):
-        out = self.mlp(prefix + "shared_experts.", x)
+        shared, out = self.mlp(prefix + "shared_experts.", x), np.zeros_like(x)
         logits = self.linear(prefix + "gate", x)
         choices = [self.route(prefix, row, row_logits) for row, row_logits in enumerate(logits)]
         for expert in range(self.config["n_routed_experts"]):
@@ -195,7 +199,7 @@ class Oracle:
             if rows:
                 weights = np.array([choices[row][1][choices[row][0].index(expert)] for row in rows])
                 out[rows] += weights[:, None] * self.mlp(f"{prefix}experts.{expert}.", x[rows])
-        return out
+        return self.kept(self.kept(out) + shared)
 
     def route(self, prefix, row, logits):
         """The chosen experts, ascending, and their weights."""
@@ -203,6 +207,7 @@ class Oracle:
         experts, groups, kept = config["n_routed_experts"], config["n_group"], config["topk_group"]
         v3 = config["topk_method"] == "noaux_tc"
         scores = 1.0 / (1.0 + np.exp(-logits)) if config["scoring_func"] == "sigmoid" else softmax(logits)
+        scores = self.kept(scores)
         choice = scores + self.weight(prefix + "gate.e_score_correction_bias") if v3 else scores.copy()
         if groups > 1 and config["topk_method"] != "greedy":
             grouped = np.sort(choice.reshape(groups, -1), axis=1)
@@ -219,7 +224,7 @@ class Oracle:
             weights = weights / (weights.sum() + 1e-20)
         if v3 or not config["norm_topk_prob"]:
             weights = weights * config["routed_scaling_factor"]
-        return chosen, weights
+        return chosen, self.kept(weights)
 
     def note_margin(self, row, scores, count):
         ordered = np.sort(scores)[::-1]
