@@ -36,7 +36,7 @@ Scheduler::State::Placement Scheduler::State::Place(const Sequence& sequence) co
     best.why_not = WaitCause::kBlocks;
     if (!HasRoomAmongPinned(group, sequence)) continue;
     best.is_kept_by_pinned = false;
-    const bool is_held_for_it = group.num_held_blocks > 0 && &sequence == &sequences_[claim_.sequence.index];
+    const bool is_held_for_it = group.num_held_blocks > 0 && IsClaimant(sequence);
     if ((group.is_pressed && !is_held_for_it) || IsShutOut(sequence, g)) continue;
     const CachedPrefix cached = FindCached(group, sequence.num_prompt_tokens, sequence.block_keys);
     if (!HasRoom(group, sequence, cached)) continue;
@@ -101,17 +101,17 @@ void Scheduler::State::Admit(SequenceIndex index, const Placement& placement) {
   sequence.slot = group.free_slots.back();
   group.free_slots.pop_back();
   group.slots[sequence.slot].sequence = index;
-  group.slots[sequence.slot].last_step = 0;
   sequence.is_new_in_slot = true;
   sequence.is_pinned = sequence.must_be_pinned;
   if (sequence.is_pinned) group.num_pinned_blocks += NumBlocksAtMost(sequence);
   ++group.num_running;
   ++group.num_prefilling;
 
+  buffers_.Reserve(SlotOf(sequence).block_table, NumBlocksAtMost(sequence));
   ShareCached(group, sequence, placement.num_cached_blocks);
   sequence.num_promised_blocks = NumBlocksFor(sequence.num_tokens()) - placement.num_cached_blocks;
   group.num_promised_blocks += sequence.num_promised_blocks;
-  sequence.wait.SwitchTo(RunningCause(sequence), now_, downtime_);
+  ResumeWaitClock(sequence);
 }
 
 void Scheduler::State::ShareCached(DpGroup& group, Sequence& sequence, int32_t num_blocks) {

@@ -116,7 +116,14 @@ void Scheduler::State::AddRequest(const Arrival& arrival) {
   sequence.max_tokens = arrival.max_tokens;
   sequence.min_tokens = arrival.min_tokens;
   sequence.stop_tokens = arrival.stop_tokens;
+  for (const TokenId token : arrival.stop_tokens) sequence.stop_token_bits |= StopTokenBit(token);
   sequence.block_keys = arrival.block_keys;
+  sequence.num_blocks_to_publish = static_cast<int32_t>(
+      std::min<size_t>(arrival.block_keys.size(), sequence.num_prompt_tokens / limits_.block_size));
+  // Room for the output too, as long as that is in proportion: tokens then join without growing in the middle of a
+  // step.
+  const int64_t num_known = sequence.num_prompt_tokens + static_cast<int64_t>(sequence.num_resumed_tokens);
+  buffers_.Reserve(sequence.tokens, num_known + std::min<int64_t>(arrival.max_tokens, num_known + 1024));
   buffers_.Append(sequence.tokens, arrival.prompt);
   buffers_.Append(sequence.tokens, arrival.resumed);
   sequence.wait.Start(now_, downtime_);

@@ -17,6 +17,8 @@ class IntBuffer {
   int32_t size() const { return size_; }
   bool empty() const { return size_ == 0; }
   int32_t operator[](int32_t i) const { return memory_[i]; }
+  // Starts to bring the place of the next integer into the cache.
+  void PrefetchEnd() const { __builtin_prefetch(memory_.get() + size_, 1); }
   std::span<const int32_t> view() const { return {memory_.get(), static_cast<size_t>(size_)}; }
 
  private:
@@ -33,6 +35,11 @@ class BufferPool {
     buffer.memory_[buffer.size_++] = value;
   }
   void Append(IntBuffer& buffer, std::span<const int32_t> values);
+
+  // Makes room for `size` integers in all.
+  void Reserve(IntBuffer& buffer, int64_t size) {
+    if (size > buffer.capacity_) Grow(buffer, size);
+  }
 
   // Empties the buffer and keeps its memory for others.  Memory that lies idle is at most what is in use plus kSlack.
   void Release(IntBuffer& buffer);

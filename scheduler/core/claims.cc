@@ -20,6 +20,10 @@ bool Scheduler::State::IsWaiting(const SequenceRef& ref) const {
   return ref.index != kNoSequence && sequences_.IsCurrent(ref) && sequences_[ref.index].phase == Phase::kWaiting;
 }
 
+bool Scheduler::State::IsClaimant(const Sequence& sequence) const {
+  return HasClaim() && &sequence == &sequences_[claim_.sequence.index];
+}
+
 bool Scheduler::State::IsClosed(const Sequence& claimant) const { return claimant.num_overtakes >= kMaxOvertakes; }
 
 bool Scheduler::State::IsShutOut(const Sequence& sequence, int32_t dp_group) const {

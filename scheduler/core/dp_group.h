@@ -7,6 +7,7 @@
 #include "scheduler/core/buffer_pool.h"
 #include "scheduler/core/sequence.h"
 #include "scheduler/core/step_plan.h"
+#include "scheduler/core/steps_in_flight.h"
 
 // One data-parallel group: its blocks, its slots, and who sits in them.
 
@@ -16,7 +17,7 @@ namespace weir::scheduler {
 // touches it is in flight, the slot drains, and gives slot and blocks back when that step has completed.
 struct Slot {
   SequenceIndex sequence = kNoSequence;  // kNoSequence: free or draining
-  StepId last_step = 0;                  // the last one planned with work for this slot
+  StepId last_step = 0;                  // when vacated: the last step with work for this slot
   bool is_draining = false;
   IntBuffer block_table;
 };
@@ -36,12 +37,13 @@ struct DpGroup {
 
   // ---- of the planning pass under way ----
   std::vector<PlannedWork> work;
-  int32_t budget = 0;                    // rows that may still be planned
-  bool is_pressed = false;               // a running sequence found no block: nobody is admitted
-  int32_t num_prefilling_left = 0;       // not yet served
-  int32_t num_held_blocks = 0;           // for a claimant, against tenants too far ahead of it
-  double max_counter_unheld = 0;         // who counts as too far ahead
-  int64_t num_counting_on_draining = 0;  // sequences that wait for a draining slot's block
+  std::vector<WorkInFlight> work_in_flight;  // the same, as it is remembered
+  int32_t budget = 0;                        // rows that may still be planned
+  bool is_pressed = false;                   // a running sequence found no block: nobody is admitted
+  int32_t num_prefilling_left = 0;           // not yet served
+  int32_t num_held_blocks = 0;               // for a claimant, against tenants too far ahead of it
+  double max_counter_unheld = 0;             // who counts as too far ahead
+  int64_t num_counting_on_draining = 0;      // sequences that wait for a draining slot's block
 
   // Blocks that nobody holds and nobody running counts on.
   int64_t num_room() const { return pool.num_available() - num_promised_blocks; }

@@ -54,6 +54,7 @@ void Scheduler::State::StopRunning(SequenceIndex index) {
   --group.num_running;
   group.num_promised_blocks -= sequence.num_promised_blocks;
   if (sequence.is_pinned) group.num_pinned_blocks -= NumBlocksAtMost(sequence);
+  SlotOf(sequence).last_step = sequence.last_planned_step;
   VacateSlot(sequence.dp_group, sequence.slot);
 
   sequence.computed_before = std::max(sequence.computed_before, sequence.num_computed);
@@ -62,7 +63,7 @@ void Scheduler::State::StopRunning(SequenceIndex index) {
   sequence.num_blocks_sent = sequence.num_blocks_published = sequence.num_promised_blocks = 0;
   sequence.last_sampling_step = sequence.last_planned_step = 0;
   sequence.dp_group = sequence.slot = -1;
-  sequence.is_pinned = false;
+  sequence.is_pinned = sequence.is_plain_decode = false;
   ++sequence.stay;
 }
 
@@ -110,6 +111,13 @@ void Scheduler::State::SyncFairShare(TenantId tenant) {
   } else {
     fair_share_.Leave(tenant);
   }
+}
+
+void Scheduler::State::ResumeWaitClock(Sequence& sequence) {
+  if (sequence.is_plain_decode) return;
+  const WaitCause cause = RunningCause(sequence);
+  sequence.wait.SwitchTo(cause, now_, downtime_);
+  sequence.is_plain_decode = cause == WaitCause::kDecode;
 }
 
 // After a preemption or a loss the time counts as such until everything computed before is computed again.

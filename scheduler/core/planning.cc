@@ -11,6 +11,7 @@ void Scheduler::State::BeginPass(StepPlan& plan) {
   pass_ = {.number = pass_.number + 1, .plan = &plan};
   for (DpGroup& group : groups_) {
     group.work.clear();
+    group.work_in_flight.clear();
     group.is_pressed = false;
     group.num_held_blocks = 0;
     group.num_counting_on_draining = 0;
@@ -22,6 +23,8 @@ void Scheduler::State::BeginPass(StepPlan& plan) {
 
 // Grows the block table for `num_rows` rows more, as far as there are blocks.  Returns for how many rows it reaches.
 int32_t Scheduler::State::TakeBlocks(DpGroup& group, Sequence& sequence, int32_t num_rows) {
+  // Nearly always the blocks it has reach far enough, and the slot is not looked at.
+  if (sequence.num_planned + num_rows <= sequence.num_blocks_sent * limits_.block_size) return num_rows;
   IntBuffer& table = SlotOf(sequence).block_table;
   const int32_t wanted = NumBlocksFor(static_cast<int64_t>(sequence.num_planned) + num_rows);
   while (table.size() < wanted && NumWithinReach(group, sequence) > 0) {
@@ -35,9 +38,8 @@ int32_t Scheduler::State::TakeBlocks(DpGroup& group, Sequence& sequence, int32_t
   return static_cast<int32_t>(std::min<int64_t>(num_rows, reach));
 }
 
-void Scheduler::State::AddWork(DpGroup& group, Sequence& sequence, int32_t num_rows) {
-  StepPlan& plan = *pass_.plan;
-  Slot& slot = SlotOf(sequence);
+void Scheduler::State::AddWork(DpGroup& group, SequenceIndex index, int32_t num_rows) {
+  Sequence& sequence = sequences_[index];
   PlannedWork work;
   work.id = sequence.id;
   work.dp_group = sequence.dp_group;
@@ -48,23 +50,44 @@ void Scheduler::State::AddWork(DpGroup& group, Sequence& sequence, int32_t num_r
   work.takes_sampled_token = sequence.num_samples_in_flight > 0;
   work.samples = sequence.num_planned + num_rows == sequence.num_tokens() + sequence.num_samples_in_flight;
 
-  work.first_new_block = sequence.num_blocks_sent;
-  work.blocks_begin = static_cast<int32_t>(plan.blocks.size());
-  const std::span<const BlockId> new_blocks = slot.block_table.view().subspan(sequence.num_blocks_sent);
-  plan.blocks.insert(plan.blocks.end(), new_blocks.begin(), new_blocks.end());
-  work.blocks_end = static_cast<int32_t>(plan.blocks.size());
-  sequence.num_blocks_sent = slot.block_table.size();
+  AddBlocks(sequence, work);
+  group.work.push_back(work);
+  RememberWork(group, index, work);
 
-  const int32_t num_prompt_rows = std::clamp(sequence.num_prompt_tokens - sequence.num_planned, 0, num_rows);
-  plan.num_prompt_rows += num_prompt_rows;
-  plan.num_generated_rows += num_rows - num_prompt_rows;
   sequence.num_planned += num_rows;
-  sequence.last_planned_step = slot.last_step = next_step_;
+  sequence.last_planned_step = next_step_;
   if (work.samples) {
     ++sequence.num_samples_in_flight;
     sequence.last_sampling_step = next_step_;
   }
-  group.work.push_back(work);
+}
+
+// The blocks that the workers do not know of yet.
+void Scheduler::State::AddBlocks(Sequence& sequence, PlannedWork& work) {
+  std::vector<BlockId>& blocks = pass_.plan->blocks;
+  work.first_new_block = sequence.num_blocks_sent;
+  work.blocks_begin = work.blocks_end = static_cast<int32_t>(blocks.size());
+  if (sequence.num_planned + work.num_tokens <= sequence.num_blocks_sent * limits_.block_size) return;
+  const std::span<const BlockId> table = SlotOf(sequence).block_table.view();
+  blocks.insert(blocks.end(), table.begin() + sequence.num_blocks_sent, table.end());
+  work.blocks_end = static_cast<int32_t>(blocks.size());
+  sequence.num_blocks_sent = static_cast<int32_t>(table.size());
+}
+
+void Scheduler::State::RememberWork(DpGroup& group, SequenceIndex index, const PlannedWork& work) {
+  const Sequence& sequence = sequences_[index];
+  const int32_t num_rows = work.num_tokens;
+  const int32_t num_prompt_rows = std::clamp(sequence.num_prompt_tokens - work.first_position, 0, num_rows);
+  pass_.plan->num_prompt_rows += num_prompt_rows;
+  pass_.plan->num_generated_rows += num_rows - num_prompt_rows;
+  group.work_in_flight.push_back(
+      {.sequence = {.index = index, .request = sequence.request, .stay = sequence.stay},
+       .dp_group = work.dp_group,
+       .slot = work.slot,
+       .num_rows = num_rows,
+       .num_prompt_rows = num_prompt_rows,
+       .num_recomputed_rows = std::clamp(sequence.planned_before - work.first_position, 0, num_rows),
+       .samples = work.samples});
 }
 
 bool Scheduler::State::HasWork() const {
@@ -78,20 +101,11 @@ void Scheduler::State::SendPlan() {
   plan.released.assign(released_.begin(), released_.end());
   released_.clear();
   StepInFlight& step = steps_.PushBack(plan.step);
-  for (const DpGroup& group : groups_) {
-    plan.work.insert(plan.work.end(), group.work.begin(), group.work.end());
-    for (const PlannedWork& work : group.work) {
-      const SequenceIndex index = group.slots[work.slot].sequence;
-      const Sequence& sequence = sequences_[index];
-      step.work.push_back(
-          {.sequence = sequences_.Ref(index),
-           .dp_group = work.dp_group,
-           .slot = work.slot,
-           .num_rows = work.num_tokens,
-           .num_prompt_rows = std::clamp(sequence.num_prompt_tokens - work.first_position, 0, work.num_tokens),
-           .num_recomputed_rows = std::clamp(sequence.planned_before - work.first_position, 0, work.num_tokens),
-           .samples = work.samples});
-    }
+  plan.work.swap(groups_[0].work);
+  step.work.swap(groups_[0].work_in_flight);
+  for (size_t g = 1; g < groups_.size(); ++g) {
+    plan.work.insert(plan.work.end(), groups_[g].work.begin(), groups_[g].work.end());
+    step.work.insert(step.work.end(), groups_[g].work_in_flight.begin(), groups_[g].work_in_flight.end());
   }
   ++stats_.steps_planned;
 }

@@ -94,7 +94,7 @@ void Scheduler::State::PlanChunk(SequenceIndex index) {
     return;
   }
   Charge(sequence.tenant, sequence.priority, CostOf(sequence, sequence.num_planned, num_rows));
-  AddWork(group, sequence, num_rows);
+  AddWork(group, index, num_rows);
   group.budget -= num_rows;
   if (sequence.num_planned == sequence.num_tokens()) StartDecoding(index);
 }

@@ -7,6 +7,11 @@
 // one is held until that has come.
 
 namespace weir::scheduler {
+namespace {
+
+constexpr size_t kAhead = 8;  // as in decode_rows.cc
+
+}  // namespace
 
 void Scheduler::State::On(const StepCompleted& completed) {
   if (!group_stands_ || completed.epoch != epoch_) return;
@@ -23,7 +28,9 @@ void Scheduler::State::On(const StepCompleted& completed) {
 void Scheduler::State::CompleteStep(const StepInFlight& step) {
   last_completed_step_ = step.step;
   size_t num_sampled = 0;
-  for (const WorkInFlight& work : step.work) {
+  for (size_t i = 0; i < step.work.size(); ++i) {
+    PrefetchWork(step, i);
+    const WorkInFlight& work = step.work[i];
     const SampledToken* sampled = nullptr;
     if (work.samples) {
       WEIR_CHECK(num_sampled < step.sampled.size(), "a result has one token for each work that samples");
@@ -31,10 +38,17 @@ void Scheduler::State::CompleteStep(const StepInFlight& step) {
       WEIR_CHECK(sampled->dp_group == work.dp_group && sampled->slot == work.slot, "tokens come in plan order");
     }
     CompleteWork(work, sampled);
+    if (sequences_.IsCurrent(work.sequence)) continue;
     const Slot& slot = groups_[work.dp_group].slots[work.slot];
     if (slot.is_draining && slot.last_step == step.step) ReleaseSlot(work.dp_group, work.slot);
   }
   WEIR_CHECK(num_sampled == step.sampled.size(), "a result has one token for each work that samples");
+}
+
+// The sequences first, and a few turns later, by way of them, the places of their new tokens.
+void Scheduler::State::PrefetchWork(const StepInFlight& step, size_t i) const {
+  if (i + 2 * kAhead < step.work.size()) sequences_.Prefetch(step.work[i + 2 * kAhead].sequence.index);
+  if (i + kAhead < step.work.size()) sequences_[step.work[i + kAhead].sequence.index].tokens.PrefetchEnd();
 }
 
 void Scheduler::State::CompleteWork(const WorkInFlight& work, const SampledToken* sampled) {
@@ -55,7 +69,7 @@ void Scheduler::State::CompleteWork(const WorkInFlight& work, const SampledToken
   if (sampled != nullptr) {
     TakeToken(index, sampled->token);
   } else {
-    sequence.wait.SwitchTo(RunningCause(sequence), now_, downtime_);
+    ResumeWaitClock(sequence);
   }
 }
 
@@ -72,9 +86,8 @@ void Scheduler::State::CountRows(const WorkInFlight& work) {
 
 // Full blocks of prompt rows only: a generated row is computed in another form and is never shared as a prompt.
 void Scheduler::State::PublishBlocks(Sequence& sequence) {
-  const int32_t num_prompt_rows = std::min(sequence.num_computed, sequence.num_prompt_tokens);
-  const int32_t num_full =
-      std::min(num_prompt_rows / limits_.block_size, static_cast<int32_t>(sequence.block_keys.size()));
+  if (sequence.num_blocks_published == sequence.num_blocks_to_publish) return;
+  const int32_t num_full = std::min(sequence.num_computed / limits_.block_size, sequence.num_blocks_to_publish);
   const IntBuffer& table = SlotOf(sequence).block_table;
   BlockPool& pool = groups_[sequence.dp_group].pool;
   for (int32_t& i = sequence.num_blocks_published; i < num_full; ++i) pool.Publish(table[i], sequence.block_keys[i]);
@@ -92,15 +105,18 @@ void Scheduler::State::TakeToken(SequenceIndex index, TokenId token) {
   buffers_.Append(sequence.tokens, token);
   outputs_->emplace_back(Token{.id = sequence.id, .index = sequence.num_output_tokens() - 1, .token = token});
   ++stats_.tokens_emitted;
-  sequence.wait.SwitchTo(RunningCause(sequence), now_, downtime_);
-  const bool is_stop =
-      sequence.num_output_tokens() >= sequence.min_tokens &&
-      std::find(sequence.stop_tokens.begin(), sequence.stop_tokens.end(), token) != sequence.stop_tokens.end();
-  if (is_stop) {
+  ResumeWaitClock(sequence);
+  if (IsStop(sequence, token)) {
     End(index, FinishReason::kStop);
   } else if (sequence.num_output_tokens() >= sequence.max_tokens) {
     End(index, FinishReason::kLength);
   }
+}
+
+bool Scheduler::State::IsStop(const Sequence& sequence, TokenId token) const {
+  if ((sequence.stop_token_bits & StopTokenBit(token)) == 0) return false;
+  if (sequence.num_output_tokens() < sequence.min_tokens) return false;
+  return std::find(sequence.stop_tokens.begin(), sequence.stop_tokens.end(), token) != sequence.stop_tokens.end();
 }
 
 }  // namespace weir::scheduler

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -30,51 +31,54 @@ enum class Phase : uint8_t { kFree, kWaiting, kPrefilling, kDecoding };
 
 // [0, num_computed) is computed by completed steps, [num_computed, num_planned) by steps in flight.  Of the tokens,
 // [0, num_tokens) are known; each sample in flight stands for one more that is not known yet.
-struct Sequence {
+struct alignas(64) Sequence {
+  // ---- what every step of a running sequence touches: two cache lines ----
   Phase phase = Phase::kFree;
   PriorityClass priority = PriorityClass::kStandard;
-  bool is_new_in_slot = false;  // no work planned yet in this stay
-  bool is_returned = false;     // waiting again after a preemption or a loss
-  bool must_be_pinned = false;  // preempted as often as allowed: runs again only as a pinned sequence
-  bool is_pinned = false;       // in this stay: not to be preempted
+  bool is_new_in_slot = false;   // no work planned yet in this stay
+  bool is_returned = false;      // came back to the queue after a preemption or a loss
+  bool must_be_pinned = false;   // preempted as often as allowed: runs again only as a pinned sequence
+  bool is_pinned = false;        // in this stay: not to be preempted
+  bool is_plain_decode = false;  // in this stay: its time counts as decoding until it leaves
   uint32_t request = 0;
   uint32_t stay = 0;
   TenantId tenant = 0;
   int32_t dp_group = -1;
   SlotId slot = -1;
-
   int32_t num_prompt_tokens = 0;
-  int32_t num_resumed_tokens = 0;
   int32_t max_tokens = 0;
-  int32_t min_tokens = 0;
   int32_t num_computed = 0;
   int32_t num_planned = 0;
   int32_t num_samples_in_flight = 0;
-  int32_t num_blocks_sent = 0;       // entries of the block table that plans of this stay have carried
-  int32_t num_blocks_published = 0;  // entries whose keys are in the prefix cache, or were offered to it
-  int32_t num_promised_blocks = 0;   // set aside for the known tokens, not yet taken
-  int32_t computed_before = 0;       // the most rows completed in an earlier stay: until there it recomputes
-  int32_t planned_before = 0;        // the most rows planned in an earlier stay
-  StepId last_sampling_step = 0;     // in this stay
-  StepId last_planned_step = 0;      // in this stay
-  uint64_t last_pass = 0;            // the last planning pass that served it
-  uint64_t marked_in_pass = 0;       // the last planning pass that found it first in line and without room
-  IntBuffer tokens;                  // prompt, then output
-
-  SequenceIndex previous = kNoSequence;  // in the waiting or the prefilling list
-  SequenceIndex next = kNoSequence;
+  int32_t num_blocks_sent = 0;        // entries of the block table that plans of this stay have carried
+  int32_t num_blocks_published = 0;   // entries whose keys are in the prefix cache, or were offered to it
+  int32_t num_blocks_to_publish = 0;  // full blocks of the prompt that have a key
+  int32_t planned_before = 0;         // the most rows planned in an earlier stay
+  StepId last_sampling_step = 0;      // in this stay
+  StepId last_planned_step = 0;       // in this stay
   RequestId id = 0;
+  int64_t num_rows_run = 0;
+  uint64_t stop_token_bits = 0;  // bit (token mod 64) is set for each stop token
+  IntBuffer tokens;              // prompt, then output
+
+  // ---- the rest ----
+  std::vector<TokenId> stop_tokens;
+  int32_t min_tokens = 0;
+  int32_t num_resumed_tokens = 0;
+  int32_t num_promised_blocks = 0;  // set aside for the known tokens, not yet taken
+  int32_t computed_before = 0;      // the most rows completed in an earlier stay: until there it recomputes
+  WaitClock wait;
+  uint64_t last_pass = 0;                // the last planning pass that served it
+  uint64_t marked_in_pass = 0;           // the last planning pass that found it first in line and without room
+  SequenceIndex previous = kNoSequence;  // in one of its tenant's lists
+  SequenceIndex next = kNoSequence;
   uint64_t arrival_number = 0;
   TimeUs deadline = kNever;
-  std::vector<TokenId> stop_tokens;
   std::vector<BlockKey> block_keys;
-
   int32_t num_cached_tokens = -1;  // at first admission; -1: not admitted yet
   int32_t num_overtakes = 0;       // admissions of others while it had the claim
   int32_t num_preemptions = 0;
   int32_t num_worker_losses = 0;
-  int64_t num_rows_run = 0;
-  WaitClock wait;
 
   int32_t num_tokens() const { return tokens.size(); }
   int32_t num_output_tokens() const { return tokens.size() - num_prompt_tokens; }
@@ -82,24 +86,36 @@ struct Sequence {
   bool has_own_output() const { return num_output_tokens() > num_resumed_tokens; }
 };
 
+static_assert(offsetof(Sequence, stop_tokens) <= 128, "a step touches two cache lines of a sequence");
+
 // Owns the sequences.  Places are used again, the last freed first; addresses stay.
 class SequencePool {
  public:
   SequenceIndex Add();
   void Free(SequenceIndex index);
 
-  Sequence& operator[](SequenceIndex index) { return chunks_[index / kChunk][index % kChunk]; }
-  const Sequence& operator[](SequenceIndex index) const { return chunks_[index / kChunk][index % kChunk]; }
+  Sequence& operator[](SequenceIndex index) {
+    return chunks_[static_cast<uint32_t>(index) / kChunk][static_cast<uint32_t>(index) % kChunk];
+  }
+  const Sequence& operator[](SequenceIndex index) const {
+    return chunks_[static_cast<uint32_t>(index) / kChunk][static_cast<uint32_t>(index) % kChunk];
+  }
   int32_t size() const { return size_; }  // places, free ones included
 
   SequenceRef Ref(SequenceIndex index) const { return {index, (*this)[index].request, (*this)[index].stay}; }
+  // Starts to bring into the cache what a step touches of a sequence that comes up a few turns later.
+  void Prefetch(SequenceIndex index) const {
+    const char* sequence = reinterpret_cast<const char*>(&(*this)[index]);
+    for (int i = 0; i < 2; ++i) __builtin_prefetch(sequence + 64 * i, 1);
+  }
+
   // The request is alive, in whatever stay.
   bool IsAlive(const SequenceRef& ref) const { return (*this)[ref.index].request == ref.request; }
   // ... and in the same stay.
   bool IsCurrent(const SequenceRef& ref) const { return IsAlive(ref) && (*this)[ref.index].stay == ref.stay; }
 
  private:
-  static constexpr int32_t kChunk = 256;
+  static constexpr uint32_t kChunk = 256;
 
   std::vector<std::unique_ptr<Sequence[]>> chunks_;
   std::vector<SequenceIndex> free_;

@@ -96,6 +96,7 @@ class Scheduler::State {
 
   // ---- decode_rows.cc: a row for each decoding sequence, before all else ----
   void PlanDecodeRows();
+  bool IsShortOfBlocks(const DpGroup& group) const;
   void GrowDecodingTables(DpGroup& group);
   void PlanDecodeRows(DpGroup& group);
   bool IsDue(const Sequence& sequence) const;
@@ -125,6 +126,7 @@ class Scheduler::State {
   // ---- claims.cc: who is blocked, and who may overtake it ----
   bool IsWaiting(const SequenceRef& ref) const;
   bool HasClaim() const { return IsWaiting(claim_.sequence); }
+  bool IsClaimant(const Sequence& sequence) const;
   bool IsClosed(const Sequence& claimant) const;
   double MaxLead() const;
   bool IsShutOut(const Sequence& sequence, int32_t dp_group) const;
@@ -148,7 +150,9 @@ class Scheduler::State {
   // ---- planning.cc: rows, blocks and charges ----
   void BeginPass(StepPlan& plan);
   int32_t TakeBlocks(DpGroup& group, Sequence& sequence, int32_t num_rows);
-  void AddWork(DpGroup& group, Sequence& sequence, int32_t num_rows);
+  void AddWork(DpGroup& group, SequenceIndex index, int32_t num_rows);
+  void AddBlocks(Sequence& sequence, PlannedWork& work);
+  void RememberWork(DpGroup& group, SequenceIndex index, const PlannedWork& work);
   bool HasWork() const;
   void SendPlan();
   double CostOf(const Sequence& sequence, int32_t first_position, int32_t num_rows) const;
@@ -158,6 +162,7 @@ class Scheduler::State {
 
   // ---- results.cc ----
   void CompleteStep(const StepInFlight& step);
+  void PrefetchWork(const StepInFlight& step, size_t i) const;
   void CompleteWork(const WorkInFlight& work, const SampledToken* sampled);
   void CountRows(const WorkInFlight& work);
   void PublishBlocks(Sequence& sequence);
@@ -190,6 +195,9 @@ class Scheduler::State {
   int32_t NumBlocksAtMost(const Sequence& sequence) const {
     return NumBlocksFor(static_cast<int64_t>(sequence.num_prompt_tokens) + sequence.max_tokens);
   }
+  static uint64_t StopTokenBit(TokenId token) { return uint64_t{1} << (static_cast<uint32_t>(token) % 64); }
+  bool IsStop(const Sequence& sequence, TokenId token) const;
+  void ResumeWaitClock(Sequence& sequence);
   WaitCause RunningCause(const Sequence& sequence) const;
   Slot& SlotOf(const Sequence& sequence) { return groups_[sequence.dp_group].slots[sequence.slot]; }
 
