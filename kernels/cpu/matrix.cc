@@ -12,8 +12,6 @@
 namespace weir::kernels::cpu {
 namespace {
 
-constexpr int64_t AlignUp(int64_t value, int64_t alignment) { return (value + alignment - 1) / alignment * alignment; }
-
 // Scales and rows come straight from mapped files and may be unaligned.
 template <typename T>
 T LoadAt(const void* data, int64_t index) {
@@ -101,7 +99,7 @@ class PanelPacker {
       const int64_t end = std::min<int64_t>(weight_.cols, matrix_.first_block_inputs + block * kFp8BlockInputs);
       PanelRows part;
       for (int o = 0; o < kPanelOutputs; ++o) part.row[o] = static_cast<const char*>(rows.row[o]) + begin;
-      lines = PackWords(lines, part, end - begin, AlignUp(end - begin, 4));
+      lines = PackWords(lines, part, end - begin, RoundUp(end - begin, 4));
       begin = end;
       for (int64_t o = 0; o < (matrix_.has_scale_per_output ? kPanelOutputs : 1); ++o) {
         *scales++ = ScaleOf(weight_, std::min(panel * kPanelOutputs + o, weight_.rows - 1), block);
@@ -170,13 +168,13 @@ Matrix LayoutOf(const HostMatrix& weight, ScaleFormat format, bool forces_scale_
   matrix.outputs = weight.rows;
   matrix.inputs = weight.cols;
   int64_t element_bytes = SizeOf(weight.dtype == DType::kF16 ? DType::kF32 : weight.dtype);
-  matrix.padded_inputs = static_cast<int32_t>(AlignUp(weight.cols, 4));
+  matrix.padded_inputs = static_cast<int32_t>(RoundUp(weight.cols, 4));
   if (weight.dtype == DType::kF8E4M3) {
     matrix.first_block_inputs =
         static_cast<int32_t>(std::min<int64_t>(weight.cols, kFp8BlockInputs - weight.first_col % kFp8BlockInputs));
     matrix.num_blocks = NumBlocks(weight);
-    matrix.padded_inputs = static_cast<int32_t>(AlignUp(matrix.first_block_inputs, 4) +
-                                                AlignUp(weight.cols - matrix.first_block_inputs, 4));
+    matrix.padded_inputs = static_cast<int32_t>(RoundUp(matrix.first_block_inputs, 4) +
+                                                RoundUp(weight.cols - matrix.first_block_inputs, 4));
     matrix.has_scale_per_output = forces_scale_per_output || NeedsScalePerOutput(weight);
     matrix.scales_stride = matrix.num_blocks * (matrix.has_scale_per_output ? kPanelOutputs : 1);
   }
@@ -226,7 +224,7 @@ int64_t InputElementBytes(const Machine& machine, DType input) { return StoresIn
 
 int64_t InputRowBytes(const Machine& machine, const Matrix& matrix) {
   // An odd number of lines: the rows of a block would otherwise fall into few sets of the first-level cache.
-  const int64_t bytes = AlignUp(matrix.padded_inputs * InputElementBytes(machine, matrix.input), kLineBytes);
+  const int64_t bytes = RoundUp(matrix.padded_inputs * InputElementBytes(machine, matrix.input), kLineBytes);
   return bytes / kLineBytes % 2 == 0 ? bytes + kLineBytes : bytes;
 }
 
@@ -252,7 +250,7 @@ void PrepareFp8Row(const Machine& machine, const Matrix& matrix, const float* x,
   int64_t begin = 0;
   for (int32_t block = 0; block < matrix.num_blocks; ++block) {
     const int64_t end = std::min<int64_t>(matrix.inputs, matrix.first_block_inputs + block * kFp8BlockInputs);
-    const int64_t count = end - begin, padded = AlignUp(count, 4);
+    const int64_t count = end - begin, padded = RoundUp(count, 4);
     scales[block] =
         element_bytes == 2
             ? machine.ops.quantize_to_bf16(reinterpret_cast<uint16_t*>(row), x + begin, count, matrix.format)

@@ -10,6 +10,8 @@
 
 namespace weir::kernels::cpu {
 
+constexpr int64_t RoundUp(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
 // Owns nothing.
 struct Matrix {
   DType dtype = DType::kBF16;  // of the checkpoint.  F16 is kept as F32, exactly

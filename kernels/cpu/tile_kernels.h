@@ -28,8 +28,11 @@ struct TileProduct {
   const uint8_t* panels = nullptr;
   int64_t panel_bytes = 0;  // from one panel to the next
   int32_t num_inputs = 0;
-  int32_t num_outputs = 0;       // columns of `out`; the last panel may be partly used
-  bool prefetches_next = false;  // the panels that follow in memory are the next ones to be read
+  int32_t num_outputs = 0;  // columns of `out`; the last panel may be partly used
+  // What to prefetch, evenly over the product: the panels that follow in memory, or other memory.
+  bool prefetches_next = false;
+  const uint8_t* ahead = nullptr;
+  int64_t ahead_bytes = 0;
 
   // Activations, as TileKernels::input says: BF16, or F32.  Padding inputs hold zeros.
   const uint8_t* x = nullptr;

@@ -256,19 +256,33 @@ void RunRows(const TileProduct& p, const Place& at, int32_t rows) {
   }
 }
 
+// What the blocks of a group of N panels prefetch: each line of theirs `step` bytes.
+struct Ahead {
+  const uint8_t* first = nullptr;
+  int64_t step = 0;
+};
+inline Ahead AheadOf(const TileProduct& p, int32_t panel, int32_t panels, int32_t num_row_blocks, int64_t num_lines) {
+  if (p.ahead != nullptr) {
+    const int64_t lines_of_panel = num_row_blocks * num_lines,
+                  num_panels = (p.num_outputs + kPanelOutputs - 1) / kPanelOutputs;
+    const int64_t step = p.ahead_bytes / (num_panels * lines_of_panel) + 1;
+    return {p.ahead + panel * lines_of_panel * step, step};
+  }
+  if (!p.prefetches_next || num_row_blocks > kLineBytes) return {};
+  return {p.panels + (panel + panels) * p.panel_bytes, kLineBytes / num_row_blocks};
+}
+
 template <class Product, int N>
 void RunGroup(const TileProduct& p, int32_t panel, int32_t num_row_blocks) {
   constexpr int kLog2 = N == 4 ? 2 : N - 1;
   const int32_t rows = p.num_rows / num_row_blocks, longer = p.num_rows % num_row_blocks;
   Place at{0, panel};
-  // Each block of rows prefetches its share of the next group of panels.
-  at.ahead_step = kLineBytes / num_row_blocks;
   const int64_t num_lines = p.num_inputs / Product::kInputsPerLine;
+  const Ahead ahead = AheadOf(p, panel, N, num_row_blocks, num_lines);
+  at.ahead_step = ahead.step;
   for (int32_t i = 0; i < num_row_blocks; ++i) {
     const int32_t count = rows + (i < longer ? 1 : 0);
-    at.ahead = p.prefetches_next && at.ahead_step > 0
-                   ? p.panels + (panel + N) * p.panel_bytes + i * num_lines * N * at.ahead_step
-                   : nullptr;
+    at.ahead = ahead.first == nullptr ? nullptr : ahead.first + i * num_lines * N * ahead.step;
     RunRows<Product, N, Product::kRows[kLog2]>(p, at, count);
     at.row += count;
   }
@@ -341,6 +355,7 @@ void MultiplyDecodedFp8(const TileProduct& p) {
     const int32_t outputs = p.num_outputs - first_output;
     block.num_outputs = outputs < kPanels * kPanelOutputs ? outputs : kPanels * kPanelOutputs;
     block.prefetches_next = false;
+    block.ahead = nullptr;
     block.panel_scales = p.panel_scales + panel * p.panel_scales_stride;
     for (int32_t begin = 0; begin < p.num_inputs; begin += block.num_inputs) {
       block.num_inputs = InputsOfBlock(p, begin);

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
+#include <ctime>
 #include <fstream>
 #include <thread>
 
@@ -15,7 +16,12 @@ namespace {
 
 // Seconds until the slowest of some threads has done its part.
 template <typename Body>
-double SecondsTogether(int32_t num_threads, Body body) {
+double SecondsTogether(int32_t num_threads, Clock clock, Body body) {
+  if (num_threads == 1) {
+    const double start_alone = Seconds(clock);
+    body(0);
+    return Seconds(clock) - start_alone;
+  }
   std::atomic<int32_t> num_ready{0};
   std::atomic<bool> may_start{false};
   std::vector<std::thread> threads;
@@ -80,8 +86,14 @@ __attribute__((target("avx512f,avx512bf16"))) void DotBf16Loop(int64_t iteration
 
 }  // namespace
 
-ReadProbe::ReadProbe(int32_t num_threads)
-    : num_threads_(num_threads), num_bytes_(int64_t{512} << 20), region_(nullptr) {
+double Seconds(Clock clock) {
+  timespec time{};
+  clock_gettime(clock == Clock::kWall ? CLOCK_MONOTONIC : CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
+}
+
+ReadProbe::ReadProbe(int32_t num_threads, Clock clock)
+    : num_threads_(num_threads), clock_(clock), num_bytes_(int64_t{512} << 20), region_(nullptr) {
   const absl::StatusOr<void*> region = kernels::cpu::AllocateBytes(num_bytes_);
   WEIR_CHECK(region.ok(), std::string(region.status().message()));
   region_ = static_cast<char*>(*region);
@@ -94,7 +106,7 @@ double ReadProbe::Run() {
   // Small pieces, so that a thread that loses its processor does not decide.
   constexpr int64_t kPieceBytes = int64_t{4} << 20;
   std::atomic<int64_t> next{0};
-  const double seconds = SecondsTogether(num_threads_, [&](int32_t) {
+  const double seconds = SecondsTogether(num_threads_, clock_, [&](int32_t) {
     for (int64_t begin; (begin = next.fetch_add(kPieceBytes)) < num_bytes_;) {
       sink.fetch_xor(Sum(reinterpret_cast<const uint64_t*>(region_ + begin), kPieceBytes / 8));
     }
@@ -102,8 +114,12 @@ double ReadProbe::Run() {
   return static_cast<double>(num_bytes_) / seconds / 1e9;
 }
 
-ArithmeticProbe::ArithmeticProbe(int32_t num_threads, std::string_view isa)
-    : num_threads_(num_threads), loop_(PlainLoop), flop_per_iteration_(32), instruction_("f32 multiply-add") {
+ArithmeticProbe::ArithmeticProbe(int32_t num_threads, std::string_view isa, Clock clock)
+    : num_threads_(num_threads),
+      clock_(clock),
+      loop_(PlainLoop),
+      flop_per_iteration_(32),
+      instruction_("f32 multiply-add") {
 #if defined(__x86_64__)
   if (isa == "avx2") {
     loop_ = FmaYmmLoop, flop_per_iteration_ = 16 * 8 * 2, instruction_ = "vfmadd231ps ymm";
@@ -118,8 +134,8 @@ ArithmeticProbe::ArithmeticProbe(int32_t num_threads, std::string_view isa)
 }
 
 double ArithmeticProbe::Run() {
-  constexpr int64_t kIterations = 500000;  // some 2 ms
-  const double seconds = SecondsTogether(num_threads_, [&](int32_t) { loop_(kIterations); });
+  constexpr int64_t kIterations = 5000000;  // some 10 ms: starting threads takes a part of one
+  const double seconds = SecondsTogether(num_threads_, clock_, [&](int32_t) { loop_(kIterations); });
   return flop_per_iteration_ * kIterations * num_threads_ / seconds / 1e9;
 }
 

@@ -10,10 +10,15 @@
 
 namespace weir::tools {
 
+// Seconds by the clock on the wall, or of the calling thread's processor time: with one thread the latter measures
+// soundly on a machine that others use as well.
+enum class Clock { kWall, kThread };
+double Seconds(Clock clock);
+
 // Reads a region much larger than the caches, on several threads.  Each call of Run is one round.
 class ReadProbe {
  public:
-  explicit ReadProbe(int32_t num_threads);
+  ReadProbe(int32_t num_threads, Clock clock);
   ~ReadProbe();
   ReadProbe(const ReadProbe&) = delete;
   ReadProbe& operator=(const ReadProbe&) = delete;
@@ -21,6 +26,7 @@ class ReadProbe {
 
  private:
   int32_t num_threads_;
+  Clock clock_;
   int64_t num_bytes_;
   char* region_;
 };
@@ -29,12 +35,13 @@ class ReadProbe {
 // the f32 rate of what the compiler was told to use.
 class ArithmeticProbe {
  public:
-  ArithmeticProbe(int32_t num_threads, std::string_view isa);
+  ArithmeticProbe(int32_t num_threads, std::string_view isa, Clock clock);
   double Run();  // GFLOP/s, a multiply-add being two
   std::string_view instruction() const { return instruction_; }
 
  private:
   int32_t num_threads_;
+  Clock clock_;
   void (*loop_)(int64_t);
   double flop_per_iteration_;
   std::string_view instruction_;

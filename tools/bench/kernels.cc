@@ -3,10 +3,8 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstring>
-#include <ctime>
 #include <fstream>
 #include <functional>
 #include <memory>
@@ -44,7 +42,7 @@ struct Options {
   std::string json;
   int32_t rounds = 7;
   double round_ms = 15;
-  bool uses_cpu_time = false;
+  Clock clock = Clock::kWall;
 };
 
 struct Row {
@@ -302,18 +300,8 @@ class Bench {
   std::vector<Case> cases_;
 };
 
-double ThreadMicroseconds() {
-  timespec time{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
-  return static_cast<double>(time.tv_sec) * 1e6 + static_cast<double>(time.tv_nsec) / 1e3;
-}
-
-double WallMicroseconds() {
-  return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 double MicrosecondsOf(const Case& c, Backend& backend, const Options& options, int64_t& next) {
-  const auto now = options.uses_cpu_time ? ThreadMicroseconds : WallMicroseconds;
+  const auto now = [&] { return Seconds(options.clock) * 1e6; };
   const double end = now() + options.round_ms * 1000;
   std::vector<double> us;
   do {
@@ -364,7 +352,7 @@ bool WriteJson(const std::string& path, const std::string& detail, std::string_v
 }
 
 int Run(const Options& options) {
-  if (options.uses_cpu_time && options.threads != 1) {
+  if (options.clock == Clock::kThread && options.threads != 1) {
     std::fprintf(stderr, "bench_kernels: --cpu-time counts one thread; add --threads 1\n");
     return 2;
   }
@@ -376,8 +364,8 @@ int Run(const Options& options) {
   const std::string detail((*backend)->detail());
   const std::string isa = detail.substr(0, detail.find(','));
   const int32_t threads = std::stoi(detail.substr(detail.find(',') + 1));
-  ReadProbe read(threads);
-  ArithmeticProbe arithmetic(threads, isa);
+  ReadProbe read(threads, options.clock);
+  ArithmeticProbe arithmetic(threads, isa, options.clock);
   Bench bench(**backend, options);
   std::fprintf(stderr, "packing weights\n");
   bench.AddAll();
@@ -419,15 +407,15 @@ int main(int argc, char** argv) {
       "reads "
       "and multiplies.\n\nExample: bench_kernels --filter experts --isa avx512 --json kernels.json");
   weir::tools::Options options;
-  CLI::Option* threads = app.add_option("--threads", options.threads, "threads (default: all processors)");
+  app.add_option("--threads", options.threads, "threads (default: all processors)");
   app.add_option("--isa", options.isa, "instruction set: avx2, avx512, avx512-bf16, portable (default: the fastest)");
   app.add_option("--filter", options.filter, "only operations whose name matches this regular expression");
   app.add_option("--rounds", options.rounds, "interleaved rounds; the median counts (default 7)")
       ->check(CLI::Range(1, 1000));
   app.add_option("--round-ms", options.round_ms, "milliseconds of one operation in one round (default 15)");
-  app.add_flag("--cpu-time", options.uses_cpu_time,
-               "count the processor time of one thread instead of the clock: for a machine that others use as well")
-      ->needs(threads);
+  app.add_flag_callback(
+      "--cpu-time", [&] { options.clock = weir::tools::Clock::kThread; },
+      "count the processor time of one thread instead of the clock: for a machine that others use as well");
   app.add_option("--json", options.json, "write the table to this file as well");
   try {
     app.parse(argc, argv);
