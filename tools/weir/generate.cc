@@ -230,12 +230,25 @@ void FillIn(RankGroupOptions& group, const Options& o, const Generation& generat
   }
 }
 
+// The ranks share this machine: together they must fit.
 void CheckAndPrintMemory(const worker::Checkpoint& checkpoint, const RankGroupOptions& group) {
   worker::RankOptions rank = group.rank;
   rank.layout = {.tp = group.tp, .dp = group.dp, .rank = 0};
   if (absl::Status status = worker::CheckLayout(checkpoint.config(), rank.layout); !status.ok()) Fail(status);
-  std::fprintf(stderr, "rank 0 of %d: %s\n", rank.layout.world_size(),
-               worker::EstimateMemory(checkpoint, rank).ToString().c_str());
+  worker::MemoryEstimate all = worker::EstimateMemory(checkpoint, rank);
+  for (rank.layout.rank = 1; rank.layout.rank < rank.layout.world_size(); ++rank.layout.rank) {
+    const worker::MemoryEstimate one = worker::EstimateMemory(checkpoint, rank);
+    all.weights_bytes += one.weights_bytes;
+    all.cache_bytes += one.cache_bytes;
+    all.workspace_bytes += one.workspace_bytes;
+  }
+  const std::string sums =
+      std::to_string(group.tp * group.dp) + (group.tp * group.dp == 1 ? " rank: " : " ranks: ") + all.ToString();
+  if (all.weights_bytes + all.cache_bytes + all.workspace_bytes > all.available_bytes) {
+    Fail(absl::ResourceExhaustedError("the model does not fit: " + sums +
+                                      "; use another machine, fewer --max-tokens or fewer --max-num-batched-tokens"));
+  }
+  std::fprintf(stderr, "%s\n", sums.c_str());
 }
 
 std::unique_ptr<RankGroup> StartRanks(const worker::Checkpoint& checkpoint, const RankGroupOptions& group) {
