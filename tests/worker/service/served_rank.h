@@ -76,9 +76,10 @@ class EventReader {
   template <typename What>
   std::optional<What> Next(uint64_t stream);
 
- private:
+  // The next event of `stream`, whatever it holds; nothing when none comes until then.
   std::optional<RankEvent> NextOf(uint64_t stream, std::chrono::steady_clock::time_point until);
 
+ private:
   const std::shared_ptr<RankInbox> inbox_;
   std::deque<RankEvent> waiting_;
 };
