@@ -5,8 +5,6 @@
 #include <string>
 #include <vector>
 
-#include "absl/status/status.h"
-
 // What a scheduler and a rank say to each other besides plans and results, as structs.
 
 namespace weir::worker {
@@ -39,21 +37,9 @@ struct RankHello {
   uint64_t pid = 0;
 };
 
-struct RankLoading {
-  int64_t bytes_done = 0;
-  int64_t bytes_total = 0;
-};
-struct RankGroupFormed {
-  uint64_t epoch = 0;
-};
 struct RankFailed {
   uint64_t epoch = 0;
   uint64_t step_id = 0;  // 0: forming the group
   std::string reason;
 };
-// The stream is over; nothing follows.  OK when the rank drained.
-struct RankLost {
-  absl::Status status;
-};
-
 }  // namespace weir::worker

@@ -14,8 +14,8 @@
 #include <variant>
 #include <vector>
 
+#include "tests/worker/service/rank_client.h"
 #include "worker/rank.h"
-#include "worker/service/rank_client.h"
 #include "worker/service/rank_engine.h"
 #include "worker/service/worker_service.h"
 

@@ -14,8 +14,8 @@
 #include "config/build_id.h"
 #include "tests/worker/checkpoint_writer.h"
 #include "tests/worker/communicator/child_process.h"
+#include "tests/worker/service/rank_client.h"
 #include "tests/worker/service/served_rank.h"
-#include "worker/service/rank_client.h"
 
 namespace weir::worker {
 namespace {

@@ -7,8 +7,8 @@
 #include <thread>
 
 #include "tests/worker/communicator/group_of_threads.h"
+#include "tests/worker/service/rank_client.h"
 #include "tests/worker/service/served_rank.h"
-#include "worker/service/rank_client.h"
 
 namespace weir::worker {
 namespace {

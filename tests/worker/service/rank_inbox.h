@@ -7,12 +7,25 @@
 #include <variant>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "worker/service/rank_messages.h"
 #include "worker/step_plan.h"
 
 // What ranks have to say, gathered for the one thread that drives them.
 
 namespace weir::worker {
+
+struct RankLoading {
+  int64_t bytes_done = 0;
+  int64_t bytes_total = 0;
+};
+struct RankGroupFormed {
+  uint64_t epoch = 0;
+};
+// The stream is over; nothing follows.  OK when the rank drained.
+struct RankLost {
+  absl::Status status;
+};
 
 struct RankEvent {
   int rank = 0;         // as RankClient was told

@@ -1,4 +1,4 @@
-#include "worker/service/rank_client.h"
+#include "tests/worker/service/rank_client.h"
 
 #include <grpcpp/grpcpp.h>
 
@@ -42,20 +42,18 @@ absl::Status ToAbsl(const grpc::Status& status) {
   return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
 }
 
-template <typename Number>
-std::string Differs(const char* what, Number expected, Number found) {
+std::string Differs(const char* what, const absl::AlphaNum& expected, const absl::AlphaNum& found) {
   return absl::StrCat("; ", what, " is ", found, ", expected ", expected);
 }
 
 absl::Status CheckHello(const RankHello& hello, const RankClientOptions& options) {
   std::string wrong;
-  if (hello.build != options.build) wrong += Differs<std::string>("build", options.build, hello.build);
+  if (hello.build != options.build) wrong += Differs("build", options.build, hello.build);
   if (hello.rank != options.rank) wrong += Differs("rank", options.rank, hello.rank);
   if (hello.tp != options.tp) wrong += Differs("tensor_parallel_size", options.tp, hello.tp);
   if (hello.dp != options.dp) wrong += Differs("data_parallel_size", options.dp, hello.dp);
   if (options.manifest_hash && hello.manifest_hash != *options.manifest_hash) {
-    wrong += Differs("the model's manifest hash", absl::StrCat(absl::Hex(*options.manifest_hash)),
-                     absl::StrCat(absl::Hex(hello.manifest_hash)));
+    wrong += Differs("the model's manifest hash", absl::Hex(*options.manifest_hash), absl::Hex(hello.manifest_hash));
   }
   if (wrong.empty()) return absl::OkStatus();
   return absl::FailedPreconditionError(

@@ -5,14 +5,14 @@
 #include <optional>
 #include <string>
 
-#include "worker/service/rank_inbox.h"
+#include "tests/worker/service/rank_inbox.h"
 #include "worker/service/rank_messages.h"
 #include "worker/step_plan.h"
 
-// The scheduler's side of one rank's stream.  Connects, checks the rank's hello, sends orders, and puts what the rank
-// says into an inbox: RankLoading while weights are read, RankHello when it is ready, then groups, results and
-// failures, and RankLost when the stream is over, for whatever reason.  One object is one stream: make another to
-// connect again.
+// A scheduler's side of one rank's stream, for tests of the rank's side.  Connects, checks the rank's hello, sends
+// orders, and puts what the rank says into an inbox: RankLoading while weights are read, RankHello when it is ready,
+// then groups, results and failures, and RankLost when the stream is over, for whatever reason.  One object is one
+// stream: make another to connect again.
 //
 // A rank that accepts the connection and then says nothing is the caller's to judge: it cancels.
 //

@@ -1,4 +1,4 @@
-#include "worker/service/rank_inbox.h"
+#include "tests/worker/service/rank_inbox.h"
 
 #include <utility>
 
