@@ -42,4 +42,5 @@ struct RankFailed {
   uint64_t step_id = 0;  // 0: forming the group
   std::string reason;
 };
+
 }  // namespace weir::worker
