@@ -22,6 +22,7 @@ LAWS = {
     'worker/communicator': (['worker/communicator'], WIRE + r'|CLI|boost|nlohmann'),
     'worker/model': (['worker/checkpoint', 'worker/communicator', 'worker/model', 'worker/rank.h', 'worker/step_plan.h', 'kernels'],
                      WIRE + r'|CLI|boost|nlohmann'),
+    'worker/service': (['worker', 'kernels', 'proto', 'metrics', 'config'], r'boost|nlohmann'),
     'worker': (['worker', 'kernels', 'proto', 'metrics', 'config'], r'CLI'),
     'gateway/request': (['gateway/chat', 'gateway/identity', 'gateway/request', 'gateway/text'], r'grpc.*|CLI|boost'),
     'gateway': (['gateway', 'proto', 'metrics', 'config'], None),

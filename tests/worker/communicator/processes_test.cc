@@ -1,12 +1,8 @@
 // Ranks as real processes: killed, stopped, replaced.
 
-#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <poll.h>
 #include <signal.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <chrono>
 #include <filesystem>
@@ -15,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "tests/worker/communicator/child_process.h"
 #include "tests/worker/communicator/group_of_threads.h"
 
 namespace weir::worker {
@@ -23,72 +20,6 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 using testing::HasSubstr;
-
-// A child process whose standard output is read line by line.  Killed on destruction.
-class RankProcess {
- public:
-  explicit RankProcess(const std::vector<std::string>& arguments) {
-    int pipe[2];
-    if (::pipe2(pipe, O_CLOEXEC) != 0) std::abort();
-    const std::string program = std::string(WEIR_BINARY_DIR) + "/tests/bin/communicator_rank";
-    std::vector<char*> argv{const_cast<char*>(program.c_str())};
-    for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
-    argv.push_back(nullptr);
-    pid_ = ::fork();
-    if (pid_ == 0) {
-      ::dup2(pipe[1], 1);
-      ::execv(argv[0], argv.data());
-      ::_exit(127);
-    }
-    ::close(pipe[1]);
-    output_ = pipe[0];
-  }
-  ~RankProcess() {
-    Signal(SIGKILL);
-    if (pid_ > 0) ::waitpid(pid_, nullptr, 0);
-    ::close(output_);
-  }
-
-  void Signal(int number) const {
-    if (pid_ > 0) ::kill(pid_, number);
-  }
-
-  // The next line; empty when the process ended or nothing came within 20 s.
-  std::string ReadLine() {
-    const auto until = steady_clock::now() + milliseconds(20000);
-    while (buffer_.find('\n') == buffer_.npos) {
-      pollfd entry{output_, POLLIN, 0};
-      const auto left = std::chrono::duration_cast<milliseconds>(until - steady_clock::now()).count();
-      char chunk[4096];
-      if (left <= 0 || ::poll(&entry, 1, static_cast<int>(left)) <= 0) return "";
-      const ssize_t n = ::read(output_, chunk, sizeof chunk);
-      if (n <= 0) return "";
-      buffer_.append(chunk, static_cast<size_t>(n));
-    }
-    const size_t end = buffer_.find('\n');
-    std::string line = buffer_.substr(0, end);
-    buffer_.erase(0, end + 1);
-    return line;
-  }
-
-  // The exit status, 128 + the signal's number, or -1 when it does not end within 20 s.
-  int Wait() {
-    for (int i = 0; i < 20000; ++i) {
-      int status = 0;
-      if (::waitpid(pid_, &status, WNOHANG) == pid_) {
-        pid_ = -1;
-        return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-      }
-      std::this_thread::sleep_for(milliseconds(1));
-    }
-    return -1;
-  }
-
- private:
-  pid_t pid_ = -1;
-  int output_ = -1;
-  std::string buffer_;
-};
 
 struct Fault {
   GroupKind kind;
@@ -101,11 +32,12 @@ constexpr int kDeadlineMs = 1000;
 
 class ProcessesTest : public testing::TestWithParam<Fault> {
  protected:
-  std::unique_ptr<RankProcess> Start(int rank, int first_epoch, int last_epoch, int num_floats) {
+  std::unique_ptr<ChildProcess> Start(int rank, int first_epoch, int last_epoch, int num_floats) {
     std::string list;
     for (const std::string& address : addresses_) list += (list.empty() ? "" : ",") + address;
-    return std::make_unique<RankProcess>(
-        std::vector<std::string>{std::to_string(rank), list, std::to_string(first_epoch), std::to_string(last_epoch),
+    return std::make_unique<ChildProcess>(
+        std::vector<std::string>{std::string(WEIR_BINARY_DIR) + "/tests/bin/communicator_rank", std::to_string(rank),
+                                 list, std::to_string(first_epoch), std::to_string(last_epoch),
                                  std::to_string(kDeadlineMs), std::to_string(num_floats)});
   }
 
@@ -130,7 +62,7 @@ TEST_P(ProcessesTest, TheOthersNameTheRankAndFormTheNextEpoch) {
   constexpr int kVictim = 2;
   const Fault& fault = GetParam();
   addresses_ = NewAddresses(fault.kind, kWorldSize, folder_.path());
-  std::vector<std::unique_ptr<RankProcess>> ranks;
+  std::vector<std::unique_ptr<ChildProcess>> ranks;
   for (int r = 0; r < kWorldSize; ++r) ranks.push_back(Start(r, 1, 2, fault.num_floats));
   for (auto& rank : ranks) ASSERT_EQ(rank->ReadLine(), "formed 1");
   std::this_thread::sleep_for(milliseconds(100));

@@ -1,0 +1,174 @@
+#include "worker/service/rank_engine.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace weir::worker {
+
+RankEngine::RankEngine(std::unique_ptr<Rank> rank, int world_size, FormCommunicator form_communicator)
+    : rank_(std::move(rank)),
+      world_size_(world_size),
+      form_communicator_(std::move(form_communicator)),
+      thread_([this] { Loop(); }) {}
+
+RankEngine::~RankEngine() {
+  {
+    std::lock_guard lock(mutex_);
+    is_stopping_ = true;
+    AbortWork("the process ends");
+    changed_.notify_all();
+  }
+  thread_.join();
+  (void)rank_->Reform(nullptr, epoch_ + 1);  // lets go of the communicator, which goes before the rank
+}
+
+uint64_t RankEngine::BeginSession(std::shared_ptr<EngineListener> listener) {
+  std::lock_guard lock(mutex_);
+  orders_.clear();
+  AbortWork("another scheduler has taken over");
+  listener_ = std::move(listener);
+  return ++session_;
+}
+
+void RankEngine::EndSession(uint64_t session, const std::string& reason) {
+  std::lock_guard lock(mutex_);
+  if (session != session_) return;
+  orders_.clear();
+  AbortWork(reason);
+  listener_ = nullptr;
+}
+
+absl::Status RankEngine::Run(uint64_t session, StepPlan plan) { return Push(session, std::move(plan)); }
+
+absl::Status RankEngine::FormGroup(uint64_t session, GroupOrder order) {
+  {
+    std::lock_guard lock(mutex_);
+    if (session != session_) return absl::OkStatus();
+    std::erase_if(orders_, [](const Order& waiting) { return !std::holds_alternative<DrainOrder>(waiting.what); });
+    AbortWork(absl::StrCat("epoch ", order.epoch, " begins"));
+  }
+  return Push(session, std::move(order));
+}
+
+absl::Status RankEngine::Drain(uint64_t session) { return Push(session, DrainOrder{}); }
+
+std::chrono::milliseconds RankEngine::BusyFor() const {
+  const Clock::rep since = busy_since_;
+  if (since == 0) return std::chrono::milliseconds(0);
+  return std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now().time_since_epoch() -
+                                                               Clock::duration(since));
+}
+
+absl::Status RankEngine::Push(uint64_t session, std::variant<StepPlan, GroupOrder, DrainOrder> what) {
+  std::lock_guard lock(mutex_);
+  if (session != session_) return absl::OkStatus();
+  if (orders_.size() >= kMaxOrders) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat(kMaxOrders, " orders wait already; a scheduler must wait for results before it plans further"));
+  }
+  orders_.push_back({session, std::move(what)});
+  changed_.notify_all();
+  return absl::OkStatus();
+}
+
+void RankEngine::AbortCommunicator(const std::string& reason) {
+  std::lock_guard lock(mutex_);
+  if (communicator_ != nullptr) communicator_->Abort(reason);
+}
+
+void RankEngine::AbortWork(const std::string& reason) {
+  forming_cancelled_ = true;
+  if (communicator_ != nullptr) communicator_->Abort(reason);
+}
+
+void RankEngine::Loop() {
+  for (Order order; Take(order);) {
+    std::visit([&](const auto& what) { Do(what, order.session); }, order.what);
+    busy_since_ = 0;
+  }
+}
+
+bool RankEngine::Take(Order& order) {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return is_stopping_ || !orders_.empty(); });
+  if (is_stopping_) return false;
+  order = std::move(orders_.front());
+  orders_.pop_front();
+  busy_since_ = Clock::now().time_since_epoch().count();
+  // From here on a later order cancels this one.
+  forming_cancelled_ = false;
+  return true;
+}
+
+// Plans of another epoch, and those that were under way when an epoch failed, are dropped: the scheduler knows.
+void RankEngine::Do(const StepPlan& plan, uint64_t session) {
+  if (is_drained_ || !is_formed_ || session != epoch_session_ || plan.epoch != epoch_) return;
+  const absl::StatusOr<StepResult> result = rank_->Run(plan);
+  if (!result.ok()) {
+    // The others may wait for this rank in a collective; they shall not wait for their deadline.
+    AbortCommunicator(std::string(result.status().message()));
+    return Fail({.epoch = plan.epoch, .step_id = plan.step_id, .reason = std::string(result.status().message())},
+                session);
+  }
+  if (auto listener = Listener(session)) listener->OnResult(*result);
+}
+
+void RankEngine::Do(const GroupOrder& order, uint64_t session) {
+  if (is_drained_) return;
+  if (session == epoch_session_ && order.epoch <= epoch_) {
+    return Fail(
+        {.epoch = order.epoch, .reason = absl::StrCat("epoch ", order.epoch, " does not follow epoch ", epoch_)},
+        session);
+  }
+  epoch_ = order.epoch;
+  epoch_session_ = session;
+  if (absl::Status status = Form(order); !status.ok()) {
+    return Fail({.epoch = order.epoch, .reason = std::string(status.message())}, session);
+  }
+  is_formed_ = true;
+  if (auto listener = Listener(session)) listener->OnGroupFormed(order.epoch);
+}
+
+void RankEngine::Do(const DrainOrder&, uint64_t session) {
+  is_drained_ = true;
+  if (auto listener = Listener(session)) listener->OnDrained();
+}
+
+absl::Status RankEngine::Form(const GroupOrder& order) {
+  is_formed_ = false;
+  if (static_cast<int>(order.addresses.size()) != world_size_) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a group of ", order.addresses.size(), " addresses for a model over ", world_size_, " ranks"));
+  }
+  if (world_size_ == 1) return rank_->Reform(nullptr, order.epoch);
+  // The rank lets go of the old communicator before it is destroyed.
+  (void)rank_->Reform(nullptr, order.epoch);
+  SetCommunicator(nullptr);
+  absl::StatusOr<std::unique_ptr<Communicator>> communicator = form_communicator_(order, forming_cancelled_);
+  if (!communicator.ok()) return communicator.status();
+  Communicator* formed = communicator->get();
+  SetCommunicator(*std::move(communicator));
+  return rank_->Reform(formed, order.epoch);
+}
+
+void RankEngine::SetCommunicator(std::unique_ptr<Communicator> communicator) {
+  std::unique_lock lock(mutex_);
+  std::swap(communicator_, communicator);
+  // An order that came while the group formed has found nothing to abort.
+  if (communicator_ != nullptr && forming_cancelled_) communicator_->Abort("a later order has come");
+  lock.unlock();
+  communicator.reset();  // says goodbye to the others; may take a moment
+}
+
+void RankEngine::Fail(const RankFailed& failure, uint64_t session) {
+  is_formed_ = false;
+  if (auto listener = Listener(session)) listener->OnFailed(failure);
+}
+
+std::shared_ptr<EngineListener> RankEngine::Listener(uint64_t session) const {
+  std::lock_guard lock(mutex_);
+  return session == session_ ? listener_ : nullptr;
+}
+
+}  // namespace weir::worker

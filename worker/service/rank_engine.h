@@ -1,0 +1,113 @@
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <variant>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "worker/communicator/communicator.h"
+#include "worker/rank.h"
+#include "worker/service/rank_messages.h"
+#include "worker/step_plan.h"
+
+// The one thread that drives a Rank: it takes plans and orders from a bounded queue, runs them in order, and tells a
+// listener what came of them.  Knows nothing of streams and messages.
+//
+// Orders belong to a session, the time in which one scheduler is listened to.  A new session ends the one before: its
+// orders are dropped, a collective in progress is aborted, and its listener hears no more of the work.
+
+namespace weir::worker {
+
+// Hears of the work, from the engine's thread.  Must not block.
+class EngineListener {
+ public:
+  virtual ~EngineListener() = default;
+  virtual void OnGroupFormed(uint64_t epoch) = 0;
+  virtual void OnResult(const StepResult& result) = 0;
+  virtual void OnFailed(const RankFailed& failure) = 0;  // the epoch is over; a GroupOrder is waited for
+  virtual void OnDrained() = 0;                          // everything ordered before is done; nothing more will run
+};
+
+class RankEngine {
+ public:
+  // Makes the communicator of an order, or fails.  Gives up early when the flag becomes true.  Not called for a group
+  // of one rank.
+  using FormCommunicator = std::function<absl::StatusOr<std::unique_ptr<Communicator>>(
+      const GroupOrder&, const std::atomic<bool>& cancelled)>;
+  static constexpr size_t kMaxOrders = 64;  // waiting; a scheduler is at most a few steps ahead
+
+  // rank is of `world_size` ranks.
+  RankEngine(std::unique_ptr<Rank> rank, int world_size, FormCommunicator form_communicator);
+  // Aborts what runs and waits for the thread.
+  ~RankEngine();
+
+  // Begins a session; returns its number, which all its orders carry.
+  uint64_t BeginSession(std::shared_ptr<EngineListener> listener);
+  // Ends it, unless another has begun: what waits is dropped, what runs is aborted.
+  void EndSession(uint64_t session, const std::string& reason);
+
+  // Orders of a session that is over are dropped.  RESOURCE_EXHAUSTED when kMaxOrders wait already.
+  absl::Status Run(uint64_t session, StepPlan plan);
+  // Drops what waits and aborts what runs: the group is formed next.
+  absl::Status FormGroup(uint64_t session, GroupOrder order);
+  absl::Status Drain(uint64_t session);
+
+  // How long the thread has been busy with one order; zero when it waits for one.
+  std::chrono::milliseconds BusyFor() const;
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  struct DrainOrder {};
+  struct Order {
+    uint64_t session = 0;
+    std::variant<StepPlan, GroupOrder, DrainOrder> what;
+  };
+
+  absl::Status Push(uint64_t session, std::variant<StepPlan, GroupOrder, DrainOrder> what);
+  void AbortWork(const std::string& reason);  // mutex_ is held
+  void AbortCommunicator(const std::string& reason);
+  void Loop();
+  bool Take(Order& order);
+  void Do(const StepPlan& plan, uint64_t session);
+  void Do(const GroupOrder& order, uint64_t session);
+  void Do(const DrainOrder& order, uint64_t session);
+  absl::Status Form(const GroupOrder& order);
+  void SetCommunicator(std::unique_ptr<Communicator> communicator);
+  void Fail(const RankFailed& failure, uint64_t session);
+  // The session's listener; null when the session is over.
+  std::shared_ptr<EngineListener> Listener(uint64_t session) const;
+
+  const std::unique_ptr<Rank> rank_;
+  const int world_size_;
+  const FormCommunicator form_communicator_;
+
+  // Of the thread.
+  bool is_formed_ = false;
+  uint64_t epoch_ = 0;
+  uint64_t epoch_session_ = 0;  // the session that formed the epoch
+  bool is_drained_ = false;
+
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<Order> orders_;
+  std::shared_ptr<EngineListener> listener_;
+  uint64_t session_ = 0;
+  bool is_stopping_ = false;
+  std::unique_ptr<Communicator> communicator_;  // the thread uses it without the mutex, others abort it with
+  std::atomic<bool> forming_cancelled_{false};
+  std::atomic<Clock::rep> busy_since_{0};  // 0: idle
+
+  std::thread thread_;
+};
+
+}  // namespace weir::worker
