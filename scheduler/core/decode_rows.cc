@@ -33,8 +33,8 @@ void Scheduler::State::PlanDecodeRows(DpGroup& group) {
   for (const SequenceRef& ref : group.decoding) {
     if (!sequences_.IsCurrent(ref)) continue;
     Sequence& sequence = sequences_[ref.index];
-    const bool has_block = sequence.num_planned < SlotOf(sequence).block_table.size() * limits_.block_size;
-    if (!has_block || !IsDue(sequence)) continue;
+    // A preemption for somebody further down the list may have freed a block for this one too.
+    if (!IsDue(sequence) || TakeBlocks(group, sequence, 1) == 0) continue;
     ChargeLater(sequence, CostOf(sequence, sequence.num_planned, 1));
     AddWork(group, sequence, 1);
   }
