@@ -34,6 +34,7 @@ struct Flags {
   bool describe = false;
   bool no_shrink = false;
   bool summary = false;
+  bool expect_failure = false;
 };
 
 FaultSet ParseFaults(const std::vector<std::string>& names) {
@@ -61,6 +62,7 @@ void AddFlags(CLI::App& app, Flags& flags) {
   app.add_flag("--log", flags.log, "print one line an event (with --seed)");
   app.add_flag("--describe", flags.describe, "print what the seed draws and stop");
   app.add_flag("--no-shrink", flags.no_shrink, "report a failure as it was found");
+  app.add_flag("--expect-failure", flags.expect_failure, "succeed if a seed fails: for cores with a planted bug");
   app.add_flag("--summary", flags.summary,
                "end with one line for programs: failed checker seeds events cpu_seconds hash");
 }
@@ -130,7 +132,7 @@ int RunSeeds(SearchOptions options, const Flags& flags) {
                                       result.num_events, result.cpu_seconds, result.trace_hash)
                           .c_str());
   }
-  return result.has_failed ? 1 : 0;
+  return result.has_failed == flags.expect_failure ? 0 : 1;
 }
 
 int Main(int argc, char** argv) {
