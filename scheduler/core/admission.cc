@@ -53,7 +53,9 @@ Scheduler::State::Placement Scheduler::State::Place(const Sequence& sequence) co
 bool Scheduler::State::HasRoom(const DpGroup& group, const Sequence& sequence, const CachedPrefix& cached) const {
   const int64_t needed = NumBlocksFor(sequence.num_tokens()) - cached.num_blocks + cached.num_unowned;
   const int32_t watermark = group.num_running == 0 ? 0 : group.pool.num_total() / kWatermarkDivisor;
-  return needed + watermark <= group.num_room();
+  const bool is_held_against = !sequence.must_be_pinned && group.num_held_blocks > 0 &&
+                               fair_share_.counter(sequence.tenant) > group.max_counter_unheld;
+  return needed + watermark + (is_held_against ? group.num_held_blocks : 0) <= group.num_room();
 }
 
 // All that the pinned sequences of a group can ever need fits together, because none of them can be preempted for

@@ -70,6 +70,8 @@ int64_t Scheduler::State::NumHeldAgainst(const DpGroup& group, const Sequence& s
 
 void Scheduler::State::TryClaimFirst() {
   if (HasClaim() && IsClosed(sequences_[claim_.sequence.index]) && HasBudget()) Serve(claim_.sequence.index);
+  // It keeps others out, and may stand behind one of those in its own queue: nobody else would ever ask for it.
+  if (IsWaiting(first_kept_by_pinned_) && HasBudget()) Serve(first_kept_by_pinned_.index);
 }
 
 void Scheduler::State::NoteBlocked(SequenceIndex index, const Placement& placement) {

@@ -144,6 +144,8 @@ class Scheduler::State {
   int64_t NumWithinReach(const DpGroup& group, const Sequence& sequence) const;
   int64_t NumHeldAgainst(const DpGroup& group, const Sequence& sequence) const;
   bool MakeRoom(DpGroup& group, SequenceIndex for_whom);
+  bool IsEnding(const Sequence& sequence) const;
+  bool HasEnding(const DpGroup& group) const;
   SequenceIndex FindVictim(const DpGroup& group, double min_counter) const;
   void Preempt(SequenceIndex index);
 

@@ -13,5 +13,6 @@ namespace weir::tools {
 
 void AddInspect(CLI::App& app);
 void AddGenerate(CLI::App& app);
+void AddSim(CLI::App& app);
 
 }  // namespace weir::tools

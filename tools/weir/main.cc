@@ -7,6 +7,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   weir::tools::AddInspect(app);
   weir::tools::AddGenerate(app);
+  weir::tools::AddSim(app);
   app.footer("Example: weir inspect /models/DeepSeek-V3 --tp 8");
   try {
     app.parse(argc, argv);
