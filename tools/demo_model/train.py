@@ -161,7 +161,7 @@ def rate_at(step, steps):
 
 
 # ---- judging -------------------------------------------------------------------------------------------------------------
-JUDGED = ["city_province", "code", "from_code", "capital", "sum", "prefix", "unknown", "country", "json_answer", "tool_call", "follow_ups", "short_list"]
+JUDGED = ["city_province", "code", "from_code", "capital", "sum", "prefix", "unknown", "country", "json_answer", "tool_call", "follow_ups", "short_list", "repeat"]
 
 
 def judge(model, encoder, per_kind):
