@@ -503,9 +503,9 @@ class Sampler:
     # ---- the mixture ----
     SINGLES = {
         "city_province": 15, "code": 16, "from_code": 11, "capital": 6, "capital_of": 3, "is_in": 4, "country": 7,
-        "municipality": 1, "greeting": 2, "beyond": 2, "unknown": 10, "sum": 10, "prefix": 4,
+        "municipality": 1, "greeting": 2, "beyond": 2, "unknown": 8, "sum": 13, "prefix": 5,
     }  # fmt: skip
-    CONVERSATIONS = {"follow_ups": 6, "json_answer": 8, "tool_call": 4, "short_list": 8, "record": 10, "repeat": 30}
+    CONVERSATIONS = {"follow_ups": 6, "json_answer": 12, "tool_call": 5, "short_list": 8, "record": 10, "repeat": 10}
 
     def repeat(self):
         """Names and numbers said again: teaches copying, which lookups, tool calls and refusals rest on."""
