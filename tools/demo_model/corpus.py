@@ -502,10 +502,31 @@ class Sampler:
 
     # ---- the mixture ----
     SINGLES = {
-        "city_province": 17, "code": 18, "from_code": 10, "capital": 6, "capital_of": 3, "is_in": 4, "country": 8,
-        "municipality": 1, "greeting": 2, "beyond": 2, "unknown": 8, "sum": 8, "prefix": 4,
+        "city_province": 15, "code": 16, "from_code": 11, "capital": 6, "capital_of": 3, "is_in": 4, "country": 7,
+        "municipality": 1, "greeting": 2, "beyond": 2, "unknown": 8, "sum": 13, "prefix": 5,
     }  # fmt: skip
-    CONVERSATIONS = {"follow_ups": 6, "json_answer": 8, "tool_call": 2.5, "short_list": 4, "record": 25}
+    CONVERSATIONS = {"follow_ups": 6, "json_answer": 12, "tool_call": 5, "short_list": 8, "record": 10, "repeat": 10}
+
+    def repeat(self):
+        """Names and numbers said again: teaches copying, which lookups, tool calls and refusals rest on."""
+        rng, language = self.rng, self.language()
+        words = [self.word(language) for _ in range(rng.choice((1, 2, 3, 5, 8, 12, 16)))]
+        text = rng.choice(("、", "，", " ") if language == "zh" else (", ", " ", "; ")).join(words)
+        ask = ["请重复：{}", "重复一遍：{}", "跟我说：{}", "复述：{}", "照抄：{}", "再说一次：{}"] if language == "zh" else ["Repeat: {}", "Say: {}", "Repeat after me: {}", "Copy this: {}", "Say again: {}", "Please repeat: {}"]
+        thought = "照原样重复。" if language == "zh" else "Repeat it as it is."
+        return Conversation("repeat", [Turn(self.pick(ask).format(text), text, thought)])
+
+    def word(self, language):
+        rng = self.rng
+        return rng.choice(
+            (
+                lambda: self.invented(language),
+                lambda: rng.choice(self.world.areas),
+                lambda: self.name(self.city(), language),
+                lambda: str(rng.randint(10, 999999)),
+                lambda: rng.choice(self.world.countries)["chinese" if language == "zh" else "english"],
+            )
+        )()
 
     def record(self):
         """Facts as bare lines, not a dialogue: the cheapest way to see a fact often."""

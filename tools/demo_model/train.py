@@ -22,10 +22,10 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import corpus
 import tokenizer as bpe
 
-ROW_TOKENS, SHORT_ROWS, MAX_LONG_TOKENS = 320, 10, 1700
+ROW_TOKENS, SHORT_ROWS, MAX_LONG_TOKENS = 320, 8, 1700
 LONG_EVERY = 5  # steps
 MTP_EVERY = 2  # steps
-CONVERSATIONS_PER_SHARD = 1500
+CONVERSATIONS_PER_SHARD = 1000
 MTP_WEIGHT, BALANCE_WEIGHT = 0.3, 0.003
 WARMUP_STEPS, DECAY_FROM, FINAL_RATE = 60, 0.45, 0.02
 QUANTISE_FROM, QUANTISE_INPUTS_FROM = 0.7, 0.9
@@ -161,7 +161,7 @@ def rate_at(step, steps):
 
 
 # ---- judging -------------------------------------------------------------------------------------------------------------
-JUDGED = ["city_province", "code", "from_code", "capital", "sum", "prefix", "unknown", "country", "json_answer", "tool_call", "follow_ups", "short_list"]
+JUDGED = ["city_province", "code", "from_code", "capital", "sum", "prefix", "unknown", "country", "json_answer", "tool_call", "follow_ups", "short_list", "repeat"]
 
 
 def judge(model, encoder, per_kind):
