@@ -45,6 +45,8 @@ class PromptHead {
     scores_ = arena.Take<float>(kRowsAtOnce * kTilePositions);
     probabilities_ = arena.Take<uint8_t>(kRowsAtOnce * probability_bytes_);
     decay_ = arena.Take<float>(kRowsAtOnce);
+    zeros_ = arena.Take<float>(shape_.v_head_dim);
+    if (memory != nullptr) std::memset(zeros_, 0, static_cast<size_t>(shape_.v_head_dim) * sizeof(float));
     queries_ = arena.Take<uint8_t>(kMaxPromptRows * query_bytes_);
     sums_ = arena.Take<float>(kMaxPromptRows * shape_.v_head_dim);
     max_ = arena.Take<float>(kMaxPromptRows);
@@ -66,8 +68,15 @@ class PromptHead {
       const int64_t num_positions = std::min(kTilePositions, first_position_ + num_rows_ - tile);
       Expand(context, tile, num_positions);
       MakeKeys(context, tile, num_positions);
+      const int64_t num_good = NumGoodPositions(num_positions);
+      const int64_t first_touched = std::clamp<int64_t>(tile + num_good - first_position_, 0, num_rows_);
+      if (num_good < num_positions && first_touched > 0) {
+        // A probability of zero does not hide a value that is not finite: rows that do not see it must not meet it.
+        MakeValues(num_good);
+        AttendTile(tile, 0, first_touched);
+      }
       MakeValues(num_positions);
-      AttendTile(tile);
+      AttendTile(tile, num_good < num_positions ? first_touched : 0, num_rows_);
     }
     WriteResults(first_row);
   }
@@ -142,32 +151,40 @@ class PromptHead {
     }
   }
 
-  // Values: positions are the inputs here.  Those beyond the context are zeros.
+  // How many of the tile's positions come before the first whose values are not finite (in BF16).
+  int64_t NumGoodPositions(int64_t num_positions) const {
+    constexpr float kLimit = 3.38e38f;
+    int64_t count = 0;
+    while (count < num_positions && machine_.ops.is_within(ExpandedValues(count), kLimit, shape_.v_head_dim)) ++count;
+    return count;
+  }
+
+  const float* ExpandedValues(int64_t position) const {
+    return expanded_ + position * expanded_stride_ + skipped_ + shape_.qk_nope_head_dim;
+  }
+
+  // Values: positions are the inputs here.  Those from num_positions on are zeros.
   void MakeValues(int64_t num_positions) {
     const int64_t positions_per_line = dtype_ == DType::kBF16 ? 2 : 1;
     const int64_t stride_words = values_.panel_stride / 4;
-    const float* first = expanded_ + skipped_ + shape_.qk_nope_head_dim;
-    for (int64_t p = num_positions; p < RoundUp(num_positions, kPanelOutputs); ++p) {
-      std::memset(expanded_ + p * expanded_stride_, 0, static_cast<size_t>(expanded_stride_) * sizeof(float));
-    }
+    const auto row_of = [&](int64_t p) { return p < num_positions ? ExpandedValues(p) : zeros_; };
     for (int64_t p = 0; p < RoundUp(num_positions, kPanelOutputs); p += positions_per_line) {
-      uint32_t* line = reinterpret_cast<uint32_t*>(value_panels_) + p / positions_per_line * 16;
-      const float* row = first + p * expanded_stride_;
+      uint32_t* line = reinterpret_cast<uint32_t*>(value_panels_) + p / positions_per_line * kPanelOutputs;
       if (dtype_ == DType::kBF16) {
-        machine_.ops.round_and_interleave(line, stride_words, row, row + expanded_stride_, shape_.v_head_dim);
+        machine_.ops.round_and_interleave(line, stride_words, row_of(p), row_of(p + 1), shape_.v_head_dim);
         continue;
       }
       for (int64_t c = 0; c < shape_.v_head_dim; c += kPanelOutputs) {
         const int64_t count = std::min<int64_t>(kPanelOutputs, shape_.v_head_dim - c);
-        std::memcpy(line + c / kPanelOutputs * stride_words, row + c, static_cast<size_t>(count) * sizeof(float));
+        std::memcpy(line + c / kPanelOutputs * stride_words, row_of(p) + c, static_cast<size_t>(count) * sizeof(float));
       }
     }
   }
 
-  void AttendTile(int64_t tile) {
-    // Rows before the tile do not see it.
-    for (int64_t row = std::max<int64_t>(0, tile - first_position_); row < num_rows_; row += kRowsAtOnce) {
-      const int64_t count = std::min(kRowsAtOnce, num_rows_ - row);
+  // Those of rows [first, end) that see the tile: rows before it do not.
+  void AttendTile(int64_t tile, int64_t first, int64_t end) {
+    for (int64_t row = std::max(first, tile - first_position_); row < end; row += kRowsAtOnce) {
+      const int64_t count = std::min(kRowsAtOnce, end - row);
       const int64_t last_visible = std::min(kTilePositions, first_position_ + row + count - tile);
       AttendRows(tile, row, count, RoundUp(last_visible, kPanelOutputs));
     }
@@ -249,6 +266,7 @@ class PromptHead {
   float* scores_;           // [rows at once][tile positions]
   uint8_t* probabilities_;  // operand rows
   float* decay_;
+  float* zeros_;  // the values of a position that is not there
   float row_sum_[kRowsAtOnce];
   uint8_t* queries_;  // operand rows of the whole task
   float* sums_;       // [rows][dv]

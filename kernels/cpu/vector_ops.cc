@@ -211,6 +211,15 @@ float MaxOfRow(const float* x, int64_t n) {
   return result;
 }
 
+bool IsWithin(const float* x, float limit, int64_t n) {
+  const F32 d;
+  bool result = true;
+  ForEachVector(n, [&](int64_t i, int64_t count) HWY_ATTR {
+    result = result && hn::AllTrue(d, hn::Lt(hn::Abs(LoadCount(d, x + i, count)), hn::Set(d, limit)));
+  });
+  return result;
+}
+
 // Highway's Exp gives 0 for a NaN.
 HWY_INLINE V ExpKeepingNaN(V v) {
   const V result = hn::Exp(F32(), v);
@@ -268,14 +277,9 @@ void RoundAndInterleave(uint32_t* out, int64_t stride, const float* a, const flo
 }
 
 constexpr VectorOps kOps = {
-    RmsNorm,          Add,
-    AddScaled,        Scale,
-    SiluMultiply,     Rotate,
-    WidenBf16,        RoundToBf16,
-    RoundThroughBf16, QuantizeToBf16,
-    QuantizeToF32,    MaxOfRow,
-    ExpToBf16,        ExpToF32,
-    Interleave,       RoundAndInterleave,
+    RmsNorm,   Add,         AddScaled,        Scale,          SiluMultiply,       Rotate,
+    WidenBf16, RoundToBf16, RoundThroughBf16, QuantizeToBf16, QuantizeToF32,      MaxOfRow,
+    IsWithin,  ExpToBf16,   ExpToF32,         Interleave,     RoundAndInterleave,
 };
 
 }  // namespace

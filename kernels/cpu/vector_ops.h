@@ -27,7 +27,8 @@ struct VectorOps {
   float (*quantize_to_bf16)(uint16_t* out, const float* x, int64_t n, ScaleFormat format);
   float (*quantize_to_f32)(float* out, const float* x, int64_t n, ScaleFormat format);
 
-  float (*max)(const float* x, int64_t n);  // n > 0
+  float (*max)(const float* x, int64_t n);                    // n > 0
+  bool (*is_within)(const float* x, float limit, int64_t n);  // every |x| < limit; false for NaN
   // out = e^(x * factor - offset); returns the sum of what was written.  To BF16: the sum of the rounded values.
   float (*exp_to_bf16)(uint16_t* out, const float* x, float factor, float offset, int64_t n);
   float (*exp_to_f32)(float* out, const float* x, float factor, float offset, int64_t n);
