@@ -45,7 +45,7 @@ class ClientsTest : public ::testing::Test {
     ++request.num_sampled;
   }
   void Tell(const Request& request, int32_t index, int32_t error = 0) {
-    const auto position = static_cast<size_t>(request.num_prompt() + index);
+    const auto position = static_cast<size_t>(request.num_prompt()) + static_cast<size_t>(index);
     const auto token = position < request.tokens.size() ? request.tokens[position] + error : 0;
     clients_.Deliver(scheduler::Token{request.id(), index, token}, policy_, 0);
   }

@@ -78,7 +78,7 @@ void Workers::ExecuteReleases(const StepPlan& plan) {
         released.slot >= limits_.max_num_seqs) {
       return report_.Broken("slots", "a slot is released that does not exist");
     }
-    Request*& holder = slots_[static_cast<size_t>(released.dp_group * limits_.max_num_seqs + released.slot)];
+    Request*& holder = slots_[slot_index(released.dp_group, released.slot)];
     if (holder == nullptr) {
       return report_.Broken("slots",
                             absl::StrFormat("slot %d of group %d is released twice", released.slot, released.dp_group));
@@ -136,7 +136,7 @@ bool Workers::TakeSlot(const PlannedWork& work, Request& request) {
                                             request.slot, request.dp_group, work.slot, work.dp_group));
     return false;
   }
-  Request*& holder = slots_[static_cast<size_t>(work.dp_group * limits_.max_num_seqs + work.slot)];
+  Request*& holder = slots_[slot_index(work.dp_group, work.slot)];
   if (holder != nullptr || request.is_running()) {
     report_.Broken("slots", absl::StrFormat("request %d is put in slot %d of group %d, %s", work.id, work.slot,
                                             work.dp_group, holder != nullptr ? "which is taken" : "and has one"));

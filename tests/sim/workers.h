@@ -100,6 +100,9 @@ class Workers {
   size_t block_index(int32_t dp_group, scheduler::BlockId block) const {
     return static_cast<size_t>(dp_group) * static_cast<size_t>(blocks_per_dp_group_) + static_cast<size_t>(block);
   }
+  size_t slot_index(int32_t dp_group, scheduler::SlotId slot) const {
+    return static_cast<size_t>(dp_group) * static_cast<size_t>(limits_.max_num_seqs) + static_cast<size_t>(slot);
+  }
   Cell& cell(const Request& request, int32_t position);
   void ExecuteReleases(const scheduler::StepPlan& plan);
   void ExecuteWork(const scheduler::StepPlan& plan, const scheduler::PlannedWork& work, const KnownTokens& known,
