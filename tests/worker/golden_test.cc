@@ -170,7 +170,7 @@ TEST_P(PlantedMistake, IsNoticed) {
 TEST(GoldenGenerator, RepeatsTheCommittedCheckpoints) {
   for (const char* name : {"v3", "v2", "v3_odd_fp8", "v31_odd_fp8"}) {
     const Checkpoint& committed = GoldenCheckpoint(name);
-    const std::string config_path = std::string(WEIR_SOURCE_DIR "/tests/worker/goldens/") + name + "/config.json";
+    const std::string config_path = std::string(WEIR_SOURCE_DIR) + "/tests/worker/goldens/" + name + "/config.json";
     std::ifstream config(config_path);
     const CheckpointWriter generated = GeneratedCheckpoint(nlohmann::json::parse(config), 0.0);
     int64_t num_bytes = 0;

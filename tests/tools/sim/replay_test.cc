@@ -15,7 +15,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-const std::string kSamples = WEIR_SOURCE_DIR "/tests/sim/testdata/";
+const std::string kSamples = std::string(WEIR_SOURCE_DIR) + "/tests/sim/testdata/";
 
 RequestTrace Sample(const std::string& name, const PolicyFile& policy, double scale = 1) {
   auto trace = ReadTrace(kSamples + name);

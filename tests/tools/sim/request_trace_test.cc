@@ -14,7 +14,7 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 constexpr const char* kHeader = "TIMESTAMP,ContextTokens,GeneratedTokens\n";
-const std::string kSamples = WEIR_SOURCE_DIR "/tests/sim/testdata/";
+const std::string kSamples = std::string(WEIR_SOURCE_DIR) + "/tests/sim/testdata/";
 
 std::string ErrorOf(const std::string& text) { return std::string(ParseTrace(text).status().message()); }
 
