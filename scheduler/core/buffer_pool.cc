@@ -40,9 +40,11 @@ std::unique_ptr<int32_t[]> BufferPool::Take(int32_t capacity) {
 
 void BufferPool::GiveBack(std::unique_ptr<int32_t[]> memory, int32_t capacity) {
   num_used_ -= capacity;
-  if (num_idle_ + capacity > num_used_ + kSlack) return;  // back to the heap
+  std::vector<std::unique_ptr<int32_t[]>>& idle = idle_[std::countr_zero(static_cast<uint32_t>(capacity))];
+  const bool is_full = idle.size() == idle.capacity() || num_idle_ + capacity > num_used_ + kSlack;
+  if (is_full) return;  // back to the heap
   num_idle_ += capacity;
-  idle_[std::countr_zero(static_cast<uint32_t>(capacity))].push_back(std::move(memory));
+  idle.push_back(std::move(memory));
 }
 
 }  // namespace weir::scheduler

@@ -30,6 +30,10 @@ class IntBuffer {
 
 class BufferPool {
  public:
+  BufferPool() {
+    for (auto& idle : idle_) idle.reserve(kMaxIdle);
+  }
+
   void Append(IntBuffer& buffer, int32_t value) {
     if (buffer.size_ == buffer.capacity_) Grow(buffer, buffer.size_ + 1);
     buffer.memory_[buffer.size_++] = value;
@@ -41,12 +45,16 @@ class BufferPool {
     if (size > buffer.capacity_) Grow(buffer, size);
   }
 
+  // Empties the buffer, which keeps its memory.
+  static void Clear(IntBuffer& buffer) { buffer.size_ = 0; }
+
   // Empties the buffer and keeps its memory for others.  Memory that lies idle is at most what is in use plus kSlack.
   void Release(IntBuffer& buffer);
 
  private:
   static constexpr int64_t kSlack = 1 << 22;  // integers
   static constexpr int kMinCapacity = 16;
+  static constexpr int kMaxIdle = 4096;  // of one capacity
 
   void Grow(IntBuffer& buffer, int64_t needed);
   std::unique_ptr<int32_t[]> Take(int32_t capacity);

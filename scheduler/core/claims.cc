@@ -127,7 +127,7 @@ void Scheduler::State::MarkBlocked(SequenceIndex index, WaitCause cause) {
 void Scheduler::State::MarkFirstInLine() {
   const TenantId tenant = fair_share_.Least();
   if (tenant < 0 || HasBudget()) return;
-  for (const PriorityClass priority : queues_[tenant].ClassOrder()) {
+  for (const PriorityClass priority : ClassOrder(queues_[tenant])) {
     const ClassQueue& queue = queues_[tenant].of(priority);
     if (!queue.prefilling.empty()) return;
     const SequenceIndex first = queue.must_be_pinned.empty() ? queue.waiting.first() : queue.must_be_pinned.first();

@@ -87,7 +87,7 @@ void Scheduler::State::ReleaseSlot(int32_t dp_group, SlotId slot_id) {
   slot.is_draining = false;
   group.num_draining_blocks -= slot.block_table.size();
   for (int32_t i = slot.block_table.size() - 1; i >= 0; --i) group.pool.Release(slot.block_table[i]);
-  buffers_.Release(slot.block_table);
+  BufferPool::Clear(slot.block_table);
   group.free_slots.push_back(slot_id);
   released_.push_back({.dp_group = dp_group, .slot = slot_id});
 }

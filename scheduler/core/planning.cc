@@ -98,6 +98,7 @@ void Scheduler::State::SendPlan() {
   StepPlan& plan = *pass_.plan;
   plan.epoch = epoch_;
   plan.step = next_step_++;
+  plan.released.reserve(released_.capacity());
   plan.released.assign(released_.begin(), released_.end());
   released_.clear();
   StepInFlight& step = steps_.PushBack(plan.step);

@@ -40,12 +40,16 @@ bool Scheduler::State::HasPrefilling() const {
 }
 
 SequenceIndex Scheduler::State::NextCandidate(const TenantQueue& queue) const {
-  for (const PriorityClass priority : queue.ClassOrder()) {
+  for (const PriorityClass priority : ClassOrder(queue)) {
     const ClassQueue& of_class = queue.of(priority);
     if (const SequenceIndex index = FirstPrefilling(of_class); index != kNoSequence) return index;
     if (const SequenceIndex index = FirstWaiting(of_class); index != kNoSequence) return index;
   }
   return kNoSequence;
+}
+
+std::array<PriorityClass, kNumPriorityClasses> Scheduler::State::ClassOrder(const TenantQueue& queue) const {
+  return queue.ClassOrder(sequences_, policy_.cost_per_prompt_token, limits_.max_num_batched_tokens);
 }
 
 SequenceIndex Scheduler::State::FirstPrefilling(const ClassQueue& queue) const {

@@ -106,6 +106,7 @@ class Scheduler::State {
   void PlanPromptRows();
   bool HasBudget() const;
   bool HasPrefilling() const;
+  std::array<PriorityClass, kNumPriorityClasses> ClassOrder(const TenantQueue& queue) const;
   SequenceIndex NextCandidate(const TenantQueue& queue) const;
   SequenceIndex FirstPrefilling(const ClassQueue& queue) const;
   SequenceIndex FirstWaiting(const ClassQueue& queue) const;
@@ -180,6 +181,7 @@ class Scheduler::State {
   void SyncFairShare(TenantId tenant);
 
   // ---- workers.cc ----
+  void ReserveMemory();
   void LoseGroup();
   void CountLosses();
   std::vector<SequenceIndex> Running() const;  // in order of arrival

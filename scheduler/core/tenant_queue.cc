@@ -59,19 +59,28 @@ int64_t TenantQueue::NumRowsAhead(PriorityClass priority) const {
   return num_rows;
 }
 
-std::array<PriorityClass, kNumPriorityClasses> TenantQueue::ClassOrder() const {
+std::array<PriorityClass, kNumPriorityClasses> TenantQueue::ClassOrder(const SequencePool& pool, double cost_per_row,
+                                                                       int32_t max_rows) const {
   std::array<PriorityClass, kNumPriorityClasses> order = {PriorityClass::kInteractive, PriorityClass::kStandard,
                                                           PriorityClass::kBatch};
   int first = 0;
   double most_owed = 0;
   for (int i = 1; i < kNumPriorityClasses; ++i) {
-    if (classes_[i].has_work() && classes_[i].owed > most_owed) {
-      most_owed = classes_[i].owed;
-      first = i;
-    }
+    const ClassQueue& queue = classes_[i];
+    if (queue.owed <= most_owed || !queue.has_work()) continue;
+    if (queue.owed < cost_per_row * NextRows(pool, queue, max_rows)) continue;
+    most_owed = queue.owed;
+    first = i;
   }
   std::rotate(order.begin(), order.begin() + first, order.begin() + first + 1);
   return order;
+}
+
+int32_t TenantQueue::NextRows(const SequencePool& pool, const ClassQueue& queue, int32_t max_rows) {
+  SequenceIndex next = queue.prefilling.first();
+  if (next == kNoSequence) next = queue.must_be_pinned.first();
+  if (next == kNoSequence) next = queue.waiting.first();
+  return std::min(pool[next].num_tokens() - pool[next].num_planned, max_rows);
 }
 
 void TenantQueue::Charge(PriorityClass priority, double cost, const std::array<double, kNumPriorityClasses>& min_share,

@@ -34,8 +34,10 @@ class TenantQueue {
   // Known tokens of the waiting requests that go before a newcomer of this class.
   int64_t NumRowsAhead(PriorityClass priority) const;
 
-  // The class most behind its minimum share, if one is behind; then the highest first.
-  std::array<PriorityClass, kNumPriorityClasses> ClassOrder() const;
+  // Highest class first; but before all others a lower class that is owed its next chunk of prompt rows: as many as its
+  // first request wants and a step can take (`max_rows`), at `cost_per_row`.  Of several, the one that is owed most.
+  std::array<PriorityClass, kNumPriorityClasses> ClassOrder(const SequencePool& pool, double cost_per_row,
+                                                            int32_t max_rows) const;
 
   // The tenant has been charged `cost` for work of this class.  While a lower class has work, its minimum share of the
   // cost is owed to it.  `bound` keeps a class that could not be served, or was served alone, from saving up or from
@@ -47,6 +49,7 @@ class TenantQueue {
   ClassQueue& Of(PriorityClass priority) { return classes_[static_cast<int>(priority)]; }
   SequenceList& WaitingListOf(const Sequence& sequence);
   void TakeFromWaiting(SequencePool& pool, SequenceIndex index);
+  static int32_t NextRows(const SequencePool& pool, const ClassQueue& queue, int32_t max_rows);
   void ForgetDebtToIdle(PriorityClass priority);
 
   std::array<ClassQueue, kNumPriorityClasses> classes_;

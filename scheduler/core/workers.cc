@@ -24,8 +24,21 @@ void Scheduler::State::On(const GroupFormed& formed) {
   groups_.reserve(formed.num_dp_groups);
   for (int32_t g = 0; g < formed.num_dp_groups; ++g)
     groups_.emplace_back(formed.blocks_per_dp_group, limits_.max_num_seqs);
+  ReserveMemory();
   downtime_.GroupStands(now_);
   EndWhatNoLongerFits();
+}
+
+// What steps would otherwise take from the heap one by one: the slots' block tables, as long as they can get within
+// reason.
+void Scheduler::State::ReserveMemory() {
+  constexpr int32_t kMaxReserved = 4096;  // blocks; longer tables grow when they come
+  const int32_t num_blocks =
+      std::min({NumBlocksFor(limits_.max_model_len), groups_.front().pool.num_total(), kMaxReserved});
+  for (DpGroup& group : groups_) {
+    for (Slot& slot : group.slots) buffers_.Reserve(slot.block_table, num_blocks);
+  }
+  released_.reserve(groups_.size() * limits_.max_num_seqs);
 }
 
 void Scheduler::State::LoseGroup() {
@@ -38,7 +51,10 @@ void Scheduler::State::LoseGroup() {
     StopRunning(*index);
     ReturnToQueue(*index, WaitCause::kRecovering);
   }
-  for (const DpGroup& group : groups_) num_evictions_before_ += group.pool.num_evictions();
+  for (DpGroup& group : groups_) {
+    num_evictions_before_ += group.pool.num_evictions();
+    for (Slot& slot : group.slots) buffers_.Release(slot.block_table);
+  }
   groups_.clear();
   released_.clear();
   claim_ = {};

@@ -376,7 +376,7 @@ void Interpreter::TellWork(const StepPlan& plan, const PlannedWork& work) {
   }
   if (work.takes_sampled_token) line += " (token of the step before)";
   if (work.blocks_end > work.blocks_begin) {
-    line += work.is_new && work.first_position > 0 ? ", cached 0-" + std::to_string(work.first_position - 1) : "";
+    line += work.is_new && work.first_position > 0 ? ", cached " + Range(0, work.first_position) : "";
     line += ", blocks";
     for (int32_t i = work.blocks_begin; i < work.blocks_end; ++i) line += " " + std::to_string(plan.blocks[i]);
   }

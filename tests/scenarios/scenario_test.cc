@@ -20,7 +20,8 @@ std::filesystem::path Folder() { return std::filesystem::path(WEIR_SOURCE_DIR) /
 std::vector<std::string> Scripts() {
   std::vector<std::string> names;
   for (const auto& entry : std::filesystem::directory_iterator(Folder())) {
-    if (entry.path().extension() == ".txt") names.push_back(entry.path().stem().string());
+    const bool is_script = entry.path().extension() == ".txt" && entry.path().stem() != "CMakeLists";
+    if (is_script) names.push_back(entry.path().stem().string());
   }
   std::sort(names.begin(), names.end());
   return names;

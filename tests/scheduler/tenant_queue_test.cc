@@ -13,6 +13,7 @@ class TenantQueueTest : public testing::Test {
   SequenceIndex Add(PriorityClass priority, bool is_returned = false, uint64_t arrival_number = 0) {
     const SequenceIndex index = pool_.Add();
     pool_[index].phase = Phase::kWaiting;
+    tokens_.Append(pool_[index].tokens, std::vector<TokenId>(100, 1));
     pool_[index].priority = priority;
     pool_[index].is_returned = is_returned;
     pool_[index].arrival_number = arrival_number != 0 ? arrival_number : ++num_arrivals_;
@@ -23,7 +24,7 @@ class TenantQueueTest : public testing::Test {
   std::array<double, 3> Serve(int times, double cost) {
     std::array<double, 3> served = {};
     for (int i = 0; i < times; ++i) {
-      for (const PriorityClass priority : queue_.ClassOrder()) {
+      for (const PriorityClass priority : queue_.ClassOrder(pool_, 1, 10)) {
         if (!queue_.of(priority).has_work()) continue;
         served[static_cast<int>(priority)] += cost;
         queue_.Charge(priority, cost, shares_, 1000);
@@ -32,6 +33,7 @@ class TenantQueueTest : public testing::Test {
     }
     return served;
   }
+  BufferPool tokens_;
   SequencePool pool_;
   TenantQueue queue_;
   std::array<double, 3> shares_ = {0, 0.10, 0.05};
@@ -41,7 +43,7 @@ class TenantQueueTest : public testing::Test {
 TEST_F(TenantQueueTest, ServesTheHighestClassFirst) {
   Add(kLow);
   Add(kHigh);
-  EXPECT_EQ(queue_.ClassOrder()[0], kHigh);
+  EXPECT_EQ(queue_.ClassOrder(pool_, 1, 10)[0], kHigh);
 }
 
 TEST_F(TenantQueueTest, EachLowerClassGetsItsMinimumWhileItWaits) {
@@ -54,11 +56,21 @@ TEST_F(TenantQueueTest, EachLowerClassGetsItsMinimumWhileItWaits) {
   EXPECT_NEAR(served[0], 8500, 40);
 }
 
+TEST_F(TenantQueueTest, ALowerClassComesFirstOnlyWhenItsNextChunkIsOwed) {
+  Add(kHigh);
+  Add(kMiddle);
+  for (int i = 0; i < 9; ++i) queue_.Charge(kHigh, 10, shares_, 1000);
+  EXPECT_EQ(queue_.ClassOrder(pool_, 1, 10)[0], kHigh);
+  queue_.Charge(kHigh, 10, shares_, 1000);
+  EXPECT_EQ(queue_.ClassOrder(pool_, 1, 10)[0], kMiddle);
+  EXPECT_EQ(queue_.ClassOrder(pool_, 1, 20)[0], kHigh) << "a larger chunk takes longer to be owed";
+}
+
 TEST_F(TenantQueueTest, AMinimumIsNotSavedUpWhileNothingWaits) {
   Add(kHigh);
   Serve(1000, 10);
   Add(kLow);
-  EXPECT_EQ(queue_.ClassOrder()[0], kHigh);
+  EXPECT_EQ(queue_.ClassOrder(pool_, 1, 10)[0], kHigh);
 }
 
 TEST_F(TenantQueueTest, OneRequestAtATimeDoesNotEscapeWhatItWasServedBefore) {
