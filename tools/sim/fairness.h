@@ -21,7 +21,7 @@
 namespace weir::sim {
 
 inline constexpr double kMaxGapOverU = 2;
-inline constexpr double kMaxClassLagOverU = 4;  // no theorem; the largest in 50,000 simulated worlds was 2.9
+inline constexpr double kMaxClassLagOverU = 3.3;  // no theorem; the largest in 50,000 simulated worlds was 2.9
 
 class Fairness {
  public:
