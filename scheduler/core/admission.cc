@@ -17,7 +17,7 @@ void Scheduler::State::TryAdmit(SequenceIndex index) {
   const Placement placement = Place(sequences_[index]);
   if (placement.dp_group < 0) {
     NoteBlocked(index, placement);
-  } else if (!IsInTime(sequences_[index], placement)) {
+  } else if (!IsInTime(sequences_[index], placement.num_cached_blocks * limits_.block_size)) {
     End(index, FinishReason::kDeadline);
   } else {
     Admit(index, placement);
@@ -81,9 +81,9 @@ Scheduler::State::CachedPrefix Scheduler::State::FindCached(const DpGroup& group
   return cached;
 }
 
-bool Scheduler::State::IsInTime(const Sequence& sequence, const Placement& placement) const {
+// Its next token may still come before its deadline, if every step from here on is full of its rows.
+bool Scheduler::State::IsInTime(const Sequence& sequence, int32_t first_position) const {
   if (sequence.deadline == kNever) return true;
-  const int32_t first_position = placement.num_cached_blocks * limits_.block_size;
   const int32_t rows_per_step = pass_.has_decode_rows
                                     ? std::min(limits_.max_num_batched_tokens, policy_.max_prompt_tokens_while_decoding)
                                     : limits_.max_num_batched_tokens;
@@ -127,10 +127,7 @@ void Scheduler::State::ShareCached(DpGroup& group, Sequence& sequence, int32_t n
 
   if (!sequence.block_keys.empty()) stats_.prefix_cache_queries += sequence.num_prompt_tokens;
   stats_.prefix_cache_hits += sequence.num_computed;
-  if (sequence.num_cached_tokens < 0) {
-    sequence.num_cached_tokens = sequence.num_computed;
-    ++stats_.requests_admitted;
-  }
+  if (sequence.num_cached_tokens < 0) sequence.num_cached_tokens = sequence.num_computed;
 }
 
 }  // namespace weir::scheduler

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <initializer_list>
 #include <string>
 
 #include "scheduler/core/state.h"
@@ -6,6 +7,24 @@
 // What can be asked from outside, and the recount of everything that is kept as a running sum.
 
 namespace weir::scheduler {
+namespace {
+
+struct Sum {
+  const char* what;
+  int64_t counted;
+  int64_t kept;
+};
+
+std::string FirstDifference(std::initializer_list<Sum> sums) {
+  for (const Sum& sum : sums) {
+    if (sum.counted == sum.kept) continue;
+    return std::string(sum.what) + ": " + std::to_string(sum.counted) + " counted, " + std::to_string(sum.kept) +
+           " in the books";
+  }
+  return "";
+}
+
+}  // namespace
 
 std::span<const TokenId> Scheduler::State::tokens(RequestId id) const {
   const auto found = by_id_.find(id);
@@ -57,11 +76,32 @@ std::string Scheduler::State::CheckBooks() const {
 }
 
 std::string Scheduler::State::FindDifference(const DpGroup& group) const {
+  const std::string difference = FindDifferenceInBlocks(group);
+  return difference.empty() ? FindDifferenceInSlots(group) : difference;
+}
+
+std::string Scheduler::State::FindDifferenceInBlocks(const DpGroup& group) const {
   std::vector<int32_t> num_owners(group.pool.num_total());
+  for (const Slot& slot : group.slots) {
+    for (const BlockId block : slot.block_table.view()) ++num_owners[block];
+  }
+  int32_t num_free = 0, num_cached = 0;
+  for (BlockId block = 0; block < group.pool.num_total(); ++block) {
+    if (num_owners[block] != group.pool.num_owners(block)) {
+      return "block " + std::to_string(block) + " is in " + std::to_string(num_owners[block]) + " tables and has " +
+             std::to_string(group.pool.num_owners(block)) + " owners";
+    }
+    if (num_owners[block] > 0) continue;
+    ++(group.pool.is_published(block) ? num_cached : num_free);
+  }
+  return FirstDifference(
+      {{"free blocks", num_free, group.pool.num_free()}, {"cached blocks", num_cached, group.pool.num_cached()}});
+}
+
+std::string Scheduler::State::FindDifferenceInSlots(const DpGroup& group) const {
   int64_t num_draining_blocks = 0, num_promised_blocks = 0, num_pinned_blocks = 0;
   int32_t num_running = 0, num_free_slots = 0, num_prefilling = 0;
   for (const Slot& slot : group.slots) {
-    for (const BlockId block : slot.block_table.view()) ++num_owners[block];
     if (slot.is_draining) num_draining_blocks += slot.block_table.size();
     if (slot.sequence == kNoSequence) {
       num_free_slots += slot.is_draining ? 0 : 1;
@@ -73,36 +113,13 @@ std::string Scheduler::State::FindDifference(const DpGroup& group) const {
     num_promised_blocks += sequence.num_promised_blocks;
     if (sequence.is_pinned) num_pinned_blocks += NumBlocksAtMost(sequence);
   }
-  int32_t num_free = 0, num_cached = 0;
-  for (BlockId block = 0; block < group.pool.num_total(); ++block) {
-    if (num_owners[block] != group.pool.num_owners(block)) {
-      return "block " + std::to_string(block) + " is in " + std::to_string(num_owners[block]) + " tables and has " +
-             std::to_string(group.pool.num_owners(block)) + " owners";
-    }
-    if (num_owners[block] > 0) continue;
-    ++(group.pool.is_published(block) ? num_cached : num_free);
-  }
-  const auto differ = [](const char* what, int64_t counted, int64_t kept) {
-    return std::string(what) + ": " + std::to_string(counted) + " counted, " + std::to_string(kept) + " in the books";
-  };
-  if (num_free != group.pool.num_free()) return differ("free blocks", num_free, group.pool.num_free());
-  if (num_cached != group.pool.num_cached()) return differ("cached blocks", num_cached, group.pool.num_cached());
-  if (num_running != group.num_running) return differ("running", num_running, group.num_running);
-  if (num_prefilling != group.num_prefilling) return differ("prefilling", num_prefilling, group.num_prefilling);
-  if (num_free_slots != static_cast<int32_t>(group.free_slots.size())) {
-    return differ("free slots", num_free_slots, static_cast<int64_t>(group.free_slots.size()));
-  }
-  if (num_draining_blocks != group.num_draining_blocks) {
-    return differ("draining blocks", num_draining_blocks, group.num_draining_blocks);
-  }
-  if (num_promised_blocks != group.num_promised_blocks) {
-    return differ("promised blocks", num_promised_blocks, group.num_promised_blocks);
-  }
-  if (num_pinned_blocks != group.num_pinned_blocks) {
-    return differ("pinned blocks", num_pinned_blocks, group.num_pinned_blocks);
-  }
   if (num_pinned_blocks > group.pool.num_total()) return "the pinned sequences do not fit together";
-  return "";
+  return FirstDifference({{"running", num_running, group.num_running},
+                          {"prefilling", num_prefilling, group.num_prefilling},
+                          {"free slots", num_free_slots, static_cast<int64_t>(group.free_slots.size())},
+                          {"draining blocks", num_draining_blocks, group.num_draining_blocks},
+                          {"promised blocks", num_promised_blocks, group.num_promised_blocks},
+                          {"pinned blocks", num_pinned_blocks, group.num_pinned_blocks}});
 }
 
 std::string Scheduler::State::FindDifferenceInQueues() const {

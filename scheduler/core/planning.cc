@@ -9,6 +9,7 @@ namespace weir::scheduler {
 
 void Scheduler::State::BeginPass(StepPlan& plan) {
   pass_ = {.number = pass_.number + 1, .plan = &plan};
+  ReservePlan(plan);
   for (DpGroup& group : groups_) {
     group.work.clear();
     group.work_in_flight.clear();
@@ -19,6 +20,15 @@ void Scheduler::State::BeginPass(StepPlan& plan) {
   }
   std::swap(marked_blocked_, marked_blocked_before_);
   marked_blocked_.clear();
+}
+
+// The caller uses its plans again and again: with room for what a step may carry from the first one on, none of them
+// grows in the middle of a step.  Only cached prefixes can make it more: many long ones found in one step.
+void Scheduler::State::ReservePlan(StepPlan& plan) const {
+  const size_t blocks_of_prompts = groups_.size() * NumBlocksFor(limits_.max_num_batched_tokens);
+  plan.work.reserve(NumSlots());
+  plan.released.reserve(NumSlots());
+  plan.blocks.reserve(2 * (NumSlots() + blocks_of_prompts));
 }
 
 // Grows the block table for `num_rows` rows more, as far as there are blocks.  Returns for how many rows it reaches.
@@ -98,7 +108,6 @@ void Scheduler::State::SendPlan() {
   StepPlan& plan = *pass_.plan;
   plan.epoch = epoch_;
   plan.step = next_step_++;
-  plan.released.reserve(released_.capacity());
   plan.released.assign(released_.begin(), released_.end());
   released_.clear();
   StepInFlight& step = steps_.PushBack(plan.step);

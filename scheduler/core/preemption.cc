@@ -57,7 +57,7 @@ void Scheduler::State::Preempt(SequenceIndex index) {
   Sequence& sequence = sequences_[index];
   sequence.must_be_pinned |= ++sequence.num_preemptions >= policy_.max_preemptions;
   ++stats_.preemptions;
-  ++pass_.num_preempted;
+  ++pass_.num_stopped;
   StopRunning(index);
   ReturnToQueue(index, WaitCause::kPreempted);
   sequence.last_pass = pass_.number;  // not back in the plan that it had to leave

@@ -79,7 +79,12 @@ void Scheduler::State::Serve(SequenceIndex index) {
   sequence.last_pass = pass_.number;
   if (sequence.phase == Phase::kPrefilling) {
     --groups_[sequence.dp_group].num_prefilling_left;
-    PlanChunk(index);
+    if (IsInTime(sequence, sequence.num_planned)) {
+      PlanChunk(index);
+    } else {
+      ++pass_.num_stopped;
+      End(index, FinishReason::kDeadline);
+    }
   } else {
     TryAdmit(index);
   }

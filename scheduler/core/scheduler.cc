@@ -8,6 +8,11 @@
 #include "scheduler/core/state.h"
 
 namespace weir::scheduler {
+namespace {
+
+constexpr size_t kMaxMarked = 32;  // more than the requests that a pass tries in vain (claims.cc)
+
+}  // namespace
 
 // ---- the two central functions ----
 
@@ -27,15 +32,16 @@ bool Scheduler::State::Plan(TimeUs now, StepPlan& plan, std::vector<Output>& out
   return has_plan;
 }
 
-// A pass that found no work may have preempted somebody, whose blocks are at hand at once when no step is in flight.
-// Then it is worth another pass; preemptions are bounded, and so are the passes.
+// A pass that found no work may have preempted somebody, or ended whose deadline cannot be met any more: the blocks and
+// the slot are at hand at once when no step is in flight.  Then it is worth another pass.  Neither happens to a sequence
+// without end, and so the passes end too.
 bool Scheduler::State::PlanStep(StepPlan& plan) {
   do {
     BeginPass(plan);
     MakeRoomForClaim();
     PlanDecodeRows();
     PlanPromptRows();
-  } while (!HasWork() && steps_.empty() && pass_.num_preempted > 0);
+  } while (!HasWork() && steps_.empty() && pass_.num_stopped > 0);
   if (!HasWork()) return false;
   SendPlan();
   return true;
@@ -52,6 +58,8 @@ Scheduler::State::State(const Limits& limits, const Policy& policy)
   WEIR_CHECK(limits.max_model_len >= 2 && limits.max_model_len < std::numeric_limits<int32_t>::max(),
              "limits: max_model_len must be from 2 to 2^31 - 2");
   WEIR_CHECK(limits.max_steps_in_flight >= 1, "limits: max_steps_in_flight must be at least 1");
+  marked_blocked_.reserve(kMaxMarked);
+  marked_blocked_before_.reserve(kMaxMarked);
   On(PolicyChanged{policy});
 }
 

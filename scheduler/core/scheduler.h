@@ -46,9 +46,9 @@ struct Stats {
   int64_t prefix_cache_queries = 0;  // prompt tokens looked up
   int64_t prefix_cache_hits = 0;     // prompt tokens found
   int64_t prefix_cache_evictions = 0;
-  int64_t requests_admitted = 0;
-  int64_t requests_finished = 0;
+  int64_t requests_admitted = 0;  // to the queue; each arrival is either admitted or refused
   int64_t requests_refused = 0;
+  int64_t requests_finished = 0;  // admitted ones, for whatever reason
   int64_t requests_quarantined = 0;
 };
 

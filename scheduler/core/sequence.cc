@@ -7,12 +7,12 @@
 namespace weir::scheduler {
 
 SequenceIndex SequencePool::Add() {
-  if (free_.empty()) {
+  if (first_free_ == kNoSequence) {
     if (size_ % kChunk == 0) chunks_.push_back(std::make_unique<Sequence[]>(kChunk));
-    free_.push_back(size_++);
+    return size_++;
   }
-  const SequenceIndex index = free_.back();
-  free_.pop_back();
+  const SequenceIndex index = first_free_;
+  first_free_ = std::exchange((*this)[index].next, kNoSequence);
   return index;
 }
 
@@ -22,7 +22,7 @@ void SequencePool::Free(SequenceIndex index) {
   const uint32_t request = sequence.request + 1;
   sequence = Sequence();
   sequence.request = request;
-  free_.push_back(index);
+  sequence.next = std::exchange(first_free_, index);
 }
 
 void SequenceList::InsertBefore(SequencePool& pool, SequenceIndex index, SequenceIndex next) {

@@ -118,7 +118,7 @@ class SequencePool {
   static constexpr uint32_t kChunk = 256;
 
   std::vector<std::unique_ptr<Sequence[]>> chunks_;
-  std::vector<SequenceIndex> free_;
+  SequenceIndex first_free_ = kNoSequence;  // a list through Sequence::next
   int32_t size_ = 0;
 };
 

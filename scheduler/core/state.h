@@ -66,7 +66,7 @@ class Scheduler::State {
     bool admits = true;  // waiting requests may still be tried
     int32_t num_failed_tries = 0;
     double least_counter_blocked = std::numeric_limits<double>::infinity();  // of those that found no room
-    int32_t num_preempted = 0;
+    int32_t num_stopped = 0;  // running sequences that had to leave their slots
   };
 
   // ---- scheduler.cc: the two central functions ----
@@ -120,7 +120,7 @@ class Scheduler::State {
   bool HasRoomAmongPinned(const DpGroup& group, const Sequence& sequence) const;
   bool HasRoom(const DpGroup& group, const Sequence& sequence, const CachedPrefix& cached) const;
   CachedPrefix FindCached(const DpGroup& group, int32_t num_prompt_tokens, std::span<const BlockKey> keys) const;
-  bool IsInTime(const Sequence& sequence, const Placement& placement) const;
+  bool IsInTime(const Sequence& sequence, int32_t first_position) const;
   void Admit(SequenceIndex index, const Placement& placement);
   void ShareCached(DpGroup& group, Sequence& sequence, int32_t num_blocks);
 
@@ -152,6 +152,7 @@ class Scheduler::State {
 
   // ---- planning.cc: rows, blocks and charges ----
   void BeginPass(StepPlan& plan);
+  void ReservePlan(StepPlan& plan) const;
   int32_t TakeBlocks(DpGroup& group, Sequence& sequence, int32_t num_rows);
   void AddWork(DpGroup& group, SequenceIndex index, int32_t num_rows);
   void AddBlocks(Sequence& sequence, PlannedWork& work);
@@ -190,6 +191,8 @@ class Scheduler::State {
 
   // ---- books.cc ----
   std::string FindDifference(const DpGroup& group) const;
+  std::string FindDifferenceInBlocks(const DpGroup& group) const;
+  std::string FindDifferenceInSlots(const DpGroup& group) const;
   std::string FindDifferenceInQueues() const;
 
   // ---- small sums ----
@@ -203,6 +206,7 @@ class Scheduler::State {
   bool IsStop(const Sequence& sequence, TokenId token) const;
   void ResumeWaitClock(Sequence& sequence);
   WaitCause RunningCause(const Sequence& sequence) const;
+  size_t NumSlots() const { return groups_.size() * static_cast<size_t>(limits_.max_num_seqs); }
   Slot& SlotOf(const Sequence& sequence) { return groups_[sequence.dp_group].slots[sequence.slot]; }
 
   const Limits limits_;

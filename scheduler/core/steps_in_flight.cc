@@ -4,6 +4,13 @@
 
 namespace weir::scheduler {
 
+void StepsInFlight::Reserve(size_t num_works) {
+  for (StepInFlight& step : ring_) {
+    step.work.reserve(num_works);
+    step.sampled.reserve(num_works);
+  }
+}
+
 StepInFlight& StepsInFlight::PushBack(StepId step) {
   WEIR_CHECK(!full(), "as many steps in flight as allowed");
   StepInFlight& added = at(size_++);

@@ -38,6 +38,9 @@ class StepsInFlight {
   StepInFlight& at(int32_t i) { return ring_[(first_ + i) % ring_.size()]; }  // 0: the oldest
   const StepInFlight& at(int32_t i) const { return ring_[(first_ + i) % ring_.size()]; }
 
+  // Room for `num_works` works in each step, so that steps take no memory from the heap.
+  void Reserve(size_t num_works);
+
   StepInFlight& PushBack(StepId step);  // requires: !full()
   void PopFront();
   void Clear() { size_ = 0; }

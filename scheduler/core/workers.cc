@@ -30,7 +30,7 @@ void Scheduler::State::On(const GroupFormed& formed) {
 }
 
 // What steps would otherwise take from the heap one by one: the slots' block tables, as long as they can get within
-// reason.
+// reason, and the lists that have an entry for a slot.
 void Scheduler::State::ReserveMemory() {
   constexpr int32_t kMaxReserved = 4096;  // blocks; longer tables grow when they come
   const int32_t num_blocks =
@@ -38,7 +38,8 @@ void Scheduler::State::ReserveMemory() {
   for (DpGroup& group : groups_) {
     for (Slot& slot : group.slots) buffers_.Reserve(slot.block_table, num_blocks);
   }
-  released_.reserve(groups_.size() * limits_.max_num_seqs);
+  released_.reserve(NumSlots());
+  steps_.Reserve(NumSlots());
 }
 
 void Scheduler::State::LoseGroup() {

@@ -117,7 +117,7 @@ SchedulerMetrics::Series::Series(Registry& r, int32_t num_ranks, const std::stri
       cache_hits(
           NewCounter(r, "weir_prefix_cache_hit_tokens_total", "Prompt tokens found in the prefix cache.").Add({})),
       cache_evictions(NewCounter(r, "weir_kv_evicted_blocks_total", "Cached blocks taken for others.").Add({})),
-      admitted(NewCounter(r, "weir_scheduler_admitted_requests_total", "Requests that got a slot.").Add({})),
+      admitted(NewCounter(r, "weir_scheduler_admitted_requests_total", "Requests that joined the queue.").Add({})),
       quarantined(
           NewCounter(r, "weir_quarantined_requests_total", "Requests in flight at too many worker losses.").Add({})),
       ended(NewCounter(r, "weir_scheduler_ended_requests_total", "Requests that ended, by how.")),

@@ -229,6 +229,7 @@ void Clients::CheckCounts(const Finished& finished, const Request& request, Time
     report_.Broken("terminal", absl::StrFormat("request %d ends with %s %d, the books say %d to %d", finished.id, what,
                                                said, low, high));
   };
+  CheckWaste(finished, request);
   check("num_prompt_tokens", finished.num_prompt_tokens, request.num_prompt(), request.num_prompt());
   check("num_cached_tokens", finished.num_cached_tokens, num_cached, num_cached);
   check("num_output_tokens", finished.num_output_tokens, request.num_known - request.num_prompt(),
@@ -243,51 +244,58 @@ void Clients::CheckCounts(const Finished& finished, const Request& request, Time
         request.num_losses_holding);
 }
 
+// A length is known beforehand and costs no row too many; a stop token is found when the next step, no more, is
+// planned.
+void Clients::CheckWaste(const Finished& finished, const Request& request) {
+  const bool is_stop_token = finished.reason == FinishReason::kStop && !request.is_cancelled;
+  if (!is_stop_token && finished.reason != FinishReason::kLength) return;
+  const int32_t limit = is_stop_token ? limits_.max_steps_in_flight - 1 : 0;
+  if (request.num_in_flight <= limit) return;
+  report_.Broken("waste", absl::StrFormat("request %d has ended by itself, and %d steps still compute for it",
+                                          finished.id, request.num_in_flight));
+}
+
 void Clients::DeliverRefused(const scheduler::Refused& refused, TimeUs now) {
   if (arriving_ == nullptr || was_answered_ || refused.id != arriving_->arrival.id) {
     return report_.Broken("refusal", absl::StrFormat("request %d is refused and did not just arrive", refused.id));
   }
   was_answered_ = true;
   ++num_refused_;
+  const bool is_allowed = (allowed_refusals_ & Bit(refused.reason)) != 0;
+  const char* const fault = is_allowed ? FindWrongNumber(refused, now) : "the reason does not hold";
+  if (fault == nullptr) return;
+  report_.Broken(
+      "refusal",
+      absl::StrFormat("request %d is refused for reason %d (needed %d, limit %d, retry after %d us): %s", refused.id,
+                      static_cast<int>(refused.reason), refused.needed, refused.limit, refused.retry_after_us, fault));
+}
+
+// What is wrong with the numbers of a refusal whose reason holds; null if nothing is.
+const char* Clients::FindWrongNumber(const scheduler::Refused& refused, TimeUs now) const {
+  if (refused.reason == RefusalReason::kInvalid || refused.reason == RefusalReason::kDraining) return nullptr;
+  if (refused.needed <= refused.limit) return "what is needed is within the limit";
   const scheduler::Arrival& arrival = arriving_->arrival;
-  const auto broken = [&](const char* why) {
-    report_.Broken("refusal",
-                   absl::StrFormat("request %d is refused for reason %d (needed %d, limit %d, retry after %d "
-                                   "us): %s",
-                                   refused.id, static_cast<int>(refused.reason), refused.needed, refused.limit,
-                                   refused.retry_after_us, why));
-  };
-  if ((allowed_refusals_ & Bit(refused.reason)) == 0) return broken("the reason does not hold");
-  const bool has_numbers = refused.reason != RefusalReason::kInvalid && refused.reason != RefusalReason::kDraining;
-  if (has_numbers && refused.needed <= refused.limit) broken("what is needed is within the limit");
   const int64_t wanted = std::ssize(arrival.prompt) + static_cast<int64_t>(arrival.max_tokens);
   switch (refused.reason) {
-    case RefusalReason::kInvalid:
-    case RefusalReason::kDraining:
-      break;
     case RefusalReason::kTooLong:
-      if (refused.needed != wanted || refused.limit != limits_.max_model_len) broken("not the numbers in question");
-      if (refused.retry_after_us != 0) broken("retrying cannot help");
-      break;
+      if (refused.needed != wanted || refused.limit != limits_.max_model_len) return "not the numbers in question";
+      return refused.retry_after_us != 0 ? "retrying cannot help" : nullptr;
     case RefusalReason::kNeverFits:
-      if (refused.limit != blocks_per_dp_group_) broken("the limit is not that of a group");
-      if (refused.retry_after_us != 0) broken("retrying cannot help");
-      break;
+      if (refused.limit != blocks_per_dp_group_) return "the limit is not that of a group";
+      return refused.retry_after_us != 0 ? "retrying cannot help" : nullptr;
     case RefusalReason::kQueueFull:
       if (refused.limit != limits_.max_num_waiting && refused.limit != limits_.max_waiting_tokens)
-        broken("no such limit");
-      if (refused.retry_after_us <= 0) broken("no hint when to retry");
-      break;
+        return "no such limit";
+      return refused.retry_after_us <= 0 ? "no hint when to retry" : nullptr;
     case RefusalReason::kTenantQueueFull:
-      if (refused.limit != tenant_limit_) broken("not the tenant's limit");
-      if (refused.retry_after_us <= 0) broken("no hint when to retry");
-      break;
-    case RefusalReason::kDeadline:
-      if (refused.limit != std::max<TimeUs>(0, arrival.deadline - now) && refused.limit != arrival.deadline - now) {
-        broken("the limit is not the time left");
-      }
+      if (refused.limit != tenant_limit_) return "not the tenant's limit";
+      return refused.retry_after_us <= 0 ? "no hint when to retry" : nullptr;
+    default:
       break;
   }
+  const TimeUs left = arrival.deadline - now;
+  return refused.limit != std::max<TimeUs>(0, left) && refused.limit != left ? "the limit is not the time left"
+                                                                             : nullptr;
 }
 
 void Clients::AfterApply(TimeUs now) {

@@ -62,6 +62,8 @@ class Clients {
   void CheckReason(const scheduler::Finished& finished, const Request& request, const scheduler::Policy& policy,
                    scheduler::TimeUs now);
   void CheckCounts(const scheduler::Finished& finished, const Request& request, scheduler::TimeUs now);
+  void CheckWaste(const scheduler::Finished& finished, const Request& request);
+  const char* FindWrongNumber(const scheduler::Refused& refused, scheduler::TimeUs now) const;
   void CheckDue(scheduler::TimeUs now);
   bool EndsByItself(const Request& request) const;
   bool StopsAtLastToken(const Request& request) const;

@@ -31,7 +31,7 @@ struct Shared {
   int64_t num_tokens = 0;
   int64_t num_preemptions = 0;
   double max_gap_over_u = 0;
-  double max_class_lag_over_u = 0;
+  double max_class_lag_over_bound = 0;
   uint64_t trace_hash = 0;
   uint64_t seed = 0;
   int64_t event = 0;
@@ -85,7 +85,7 @@ void RunOne(const RunOptions& options, Shared& shared) {
   shared.num_tokens += result.num_tokens;
   shared.num_preemptions += result.num_preemptions;
   shared.max_gap_over_u = std::max(shared.max_gap_over_u, result.max_gap_over_u);
-  shared.max_class_lag_over_u = std::max(shared.max_class_lag_over_u, result.max_class_lag_over_u);
+  shared.max_class_lag_over_bound = std::max(shared.max_class_lag_over_bound, result.max_class_lag_over_bound);
   shared.trace_hash = shared.trace_hash * 31 + result.trace_hash;
   if (result.violation) Fail(shared, result.violation.checker, result.violation.text);
 }
@@ -131,7 +131,7 @@ SearchResult ResultOf(const Shared& shared) {
   result.num_tokens = shared.num_tokens;
   result.num_preemptions = shared.num_preemptions;
   result.max_gap_over_u = shared.max_gap_over_u;
-  result.max_class_lag_over_u = shared.max_class_lag_over_u;
+  result.max_class_lag_over_bound = shared.max_class_lag_over_bound;
   result.trace_hash = shared.trace_hash;
   result.has_failed = shared.has_failed;
   result.seed = shared.seed;

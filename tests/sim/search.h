@@ -16,7 +16,7 @@ struct SearchOptions {
   int64_t num_seeds = 1;
   int64_t num_events = 2000;
   FaultSet without;
-  int32_t full_check_every = 8;
+  int32_t full_check_every = 1;
   double cpu_seconds = 0;     // stops after so much; 0: never
   double stuck_seconds = 20;  // one event that takes longer is an endless loop
   std::function<void(int64_t num_done)> progress;
@@ -29,7 +29,7 @@ struct SearchResult {
   int64_t num_tokens = 0;
   int64_t num_preemptions = 0;
   double max_gap_over_u = 0;
-  double max_class_lag_over_u = 0;
+  double max_class_lag_over_bound = 0;
   uint64_t trace_hash = 0;  // over all seeds
   double cpu_seconds = 0;
 

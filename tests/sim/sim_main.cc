@@ -27,7 +27,8 @@ struct Flags {
   int64_t num_seeds = 100;
   int64_t num_events = 2000;
   std::vector<std::string> without;
-  int32_t check_every = 8;
+  int32_t check_every = 1;
+  std::string program;  // as it was called
   int32_t tail = 40;
   double cpu_seconds = 0;
   bool log = false;
@@ -67,11 +68,10 @@ void AddFlags(CLI::App& app, Flags& flags) {
                "end with one line for programs: failed checker seeds events cpu_seconds hash");
 }
 
-std::string RerunLine(const RunOptions& run) {
-  std::string line =
-      absl::StrFormat("build/release/tests/bin/sim_test --seed %d --events %d", run.seed, run.num_events);
+std::string RerunLine(const RunOptions& run, const Flags& flags) {
+  std::string line = absl::StrFormat("%s --seed %d --events %d", flags.program, run.seed, run.num_events);
   if (!run.without.empty()) line += " --without " + run.without.ToString();
-  if (run.full_check_every != 8) line += absl::StrFormat(" --check-every %d", run.full_check_every);
+  if (run.full_check_every != 1) line += absl::StrFormat(" --check-every %d", run.full_check_every);
   return line + " --log";
 }
 
@@ -84,10 +84,10 @@ void PrintFailure(const SearchResult& failure, const SearchOptions& options, con
   run.num_events = options.num_events;
   run.without = options.without;
   run.full_check_every = options.full_check_every;
-  std::printf("Run it again:  %s\n", RerunLine(run).c_str());
+  std::printf("Run it again:  %s\n", RerunLine(run, flags).c_str());
   if (flags.no_shrink) return;
   run = Shrink(failure, options);
-  std::printf("As short as it gets:  %s\n\n%s\n%s\n", RerunLine(run).c_str(),
+  std::printf("As short as it gets:  %s\n\n%s\n%s\n", RerunLine(run, flags).c_str(),
               DrawWorld(run.seed, run.without).Describe().c_str(), Trace::Legend());
   std::fflush(stdout);
   const SearchResult shortest = Replay(run, flags.tail);
@@ -121,10 +121,10 @@ int RunSeeds(SearchOptions options, const Flags& flags) {
   std::printf("%s",
               absl::StrFormat(
                   "%d seeds, %d events, %d requests, %d tokens, %d preemptions in %.1f CPU s (%.0f events/s); "
-                  "service gap at most %.2f U, class lag %.2f U\n",
+                  "service gap at most %.2f U, class lag at most %.2f of its bound\n",
                   result.num_seeds, result.num_events, result.num_requests, result.num_tokens, result.num_preemptions,
                   result.cpu_seconds, static_cast<double>(result.num_events) / std::max(result.cpu_seconds, 1e-9),
-                  result.max_gap_over_u, result.max_class_lag_over_u)
+                  result.max_gap_over_u, result.max_class_lag_over_bound)
                   .c_str());
   if (flags.summary) {
     std::printf("%s", absl::StrFormat("summary %d %s %d %d %.2f %016x\n", result.has_failed ? 1 : 0,
@@ -139,6 +139,7 @@ int Main(int argc, char** argv) {
   CLI::App app{
       "Runs the scheduler's core against workers and clients made of integers, with faults drawn from a seed."};
   Flags flags;
+  flags.program = argv[0];
   AddFlags(app, flags);
   SearchOptions options;
   try {

@@ -46,7 +46,6 @@ enum class Happening : uint8_t {
   kFailedSequence,
   kUnknownId,
   kUnplannedStep,
-  kDrain,
 };
 
 struct Planned {
@@ -68,10 +67,18 @@ class Simulation {
  private:
   // ---- what happens ----
   void Happen(const Planned& planned);
-  void Arrive(scheduler::TenantId tenant);
+  static bool Recurs(Happening what);
+  bool HappenToClients(const Planned& planned);  // these three: false if it is none of theirs
+  bool HappenToWorkers(const Planned& planned);
+  bool HappenLate(const Planned& planned);
+  void HappenToAll(const Planned& planned);
+  void Arrive(scheduler::TenantId tenant, bool is_of_flood);
   void FeedFloods();
   void CancelOne(RequestId id, bool by_stop_string);
   void CancelMany();
+  void CancelNobody();
+  void JumpTo(TimeUs time);
+  void FormOldGroup();
   void CompleteStep(Epoch epoch, scheduler::StepId step);
   void RepeatLater(const scheduler::StepCompleted& result);
   void BreakGroup(bool hangs);
@@ -96,6 +103,7 @@ class Simulation {
   void LogPlan() const;
   int64_t num_preemptions() const { return num_preemptions_ + clients_.num_preempted_and_ended(); }
   void Execute();
+  void CheckInTime(const FlyingWork& work);
   void Deliver();
   void StartStep();
 
@@ -190,7 +198,7 @@ RunResult Simulation::Run() {
   result_.num_preemptions = scheduler_.stats().preemptions;
   result_.num_cached_tokens = scheduler_.stats().prefix_cache_hits;
   result_.max_gap_over_u = fairness_.max_gap_over_u();
-  result_.max_class_lag_over_u = fairness_.max_class_lag_over_u();
+  result_.max_class_lag_over_bound = fairness_.max_class_lag_over_bound();
   result_.violation = report_.violation();
   return result_;
 }
@@ -281,109 +289,132 @@ void Simulation::RunHealed() {
 }
 
 void Simulation::Happen(const Planned& planned) {
-  const uint64_t subject = planned.subject;
-  if (planned.what == Happening::kStepDone) return CompleteStep(subject, planned.detail);
+  if (planned.what == Happening::kStepDone) return CompleteStep(planned.subject, planned.detail);
   if (is_healing_) return;  // what was to go wrong does not
-  const auto again = [&] { Again(planned.what, world_.fault_interval_us * static_cast<int64_t>(subject), subject); };
-  switch (planned.what) {
-    case Happening::kStepDone:
-      break;
-    case Happening::kArrival:
-      Arrive(workload_.DrawTenant());
-      In(clients_random_.Around(world_.arrival_interval_us), Happening::kArrival);
-      break;
-    case Happening::kFloodTurn:
-      flood_is_on_[subject] = !flood_is_on_[subject];
-      In(clients_random_.Around(world_.loads[subject].phase_us), Happening::kFloodTurn, subject);
-      break;
-    case Happening::kCancel:
-      CancelOne(subject, planned.detail != 0);
-      break;
+  if (!HappenToClients(planned) && !HappenToWorkers(planned) && !HappenLate(planned)) HappenToAll(planned);
+  const auto rarity = static_cast<int64_t>(planned.subject);
+  if (Recurs(planned.what)) Again(planned.what, world_.fault_interval_us * rarity, planned.subject);
+}
+
+// What StartFaults has begun: its subject is how rare it is.
+bool Simulation::Recurs(Happening what) {
+  switch (what) {
     case Happening::kCancelStorm:
-      CancelMany();
-      again();
-      break;
     case Happening::kWorkerDeath:
-      BreakGroup(false);
-      again();
-      break;
     case Happening::kWorkerHang:
-      BreakGroup(true);
-      again();
-      break;
-    case Happening::kLossFound:
-      if (subject == workers_.epoch() && workers_.stands()) FindLoss(subject);
-      break;
-    case Happening::kForm:
-      if (!workers_.stands()) FormGroup();
-      break;
-    case Happening::kStaleStep:
-      Log(trace_.Line(result_.num_events, now_, "late result", stale_[subject].epoch, stale_[subject].step));
-      ApplyWithoutEffect(stale_[subject]);
-      break;
-    case Happening::kStaleLoss:
-      Log(trace_.Line(result_.num_events, now_, "late loss", subject, 0));
-      ApplyWithoutEffect(scheduler::WorkerLost{subject});
-      break;
-    case Happening::kStaleForm:
-      if (last_epoch_ > 0) {
-        const auto epoch = static_cast<Epoch>(faults_.Between(1, static_cast<int64_t>(last_epoch_)));
-        Log(trace_.Line(result_.num_events, now_, "late group", epoch, 0));
-        ApplyWithoutEffect(scheduler::GroupFormed{epoch, 1, 7});
-      }
-      again();
-      break;
     case Happening::kSlowRank:
-      slowness_ = static_cast<int32_t>(faults_.Spread(2, 40));
-      In(faults_.Spread(5000, 200000), Happening::kSlowRankEnds);
-      again();
-      break;
-    case Happening::kSlowRankEnds:
-      slowness_ = 1;
-      break;
     case Happening::kPolicyChange:
-      ChangePolicy();
-      again();
-      break;
     case Happening::kClockJump:
-      leap_ += faults_.Spread(1000, 3600000000);
-      now_ = std::max(now_, planned.time + leap_);
-      Log(trace_.Line(result_.num_events, now_, "clock jump"));
-      Apply(scheduler::Tick{});
-      again();
-      break;
     case Happening::kNotFinite:
-      BreakRow(Workers::Breakage::kNotFinite);
-      again();
-      break;
     case Happening::kFailedSequence:
-      BreakRow(Workers::Breakage::kFailed);
-      again();
-      break;
-    case Happening::kUnknownId: {
-      const auto beyond =
-          static_cast<RequestId>(clients_.num_requests()) + 1 + static_cast<RequestId>(faults_.Below(1000));
-      const auto ended = static_cast<RequestId>(faults_.Below(static_cast<int64_t>(clients_.num_requests()) + 1));
-      const RequestId id = faults_.Chance(0.3) ? beyond : ended;
-      const Request* request = clients_.Find(id);
-      if (request == nullptr || !request->is_live) {
-        Log(trace_.Line(result_.num_events, now_, "cancel of nobody", id, 0));
-        ApplyWithoutEffect(scheduler::Cancel{id});
-      }
-      again();
-      break;
-    }
+    case Happening::kUnknownId:
     case Happening::kUnplannedStep:
-      SendUnplannedStep();
-      again();
-      break;
-    case Happening::kDrain:
-      break;
+    case Happening::kStaleForm:
+      return true;
+    default:
+      return false;
   }
 }
 
-void Simulation::Arrive(scheduler::TenantId tenant) {
-  std::unique_ptr<Request> drawn = workload_.Draw(tenant, now_);
+bool Simulation::HappenToClients(const Planned& planned) {
+  const uint64_t subject = planned.subject;
+  switch (planned.what) {
+    case Happening::kArrival:
+      Arrive(workload_.DrawTenant(), false);
+      In(clients_random_.Around(world_.arrival_interval_us), Happening::kArrival);
+      return true;
+    case Happening::kFloodTurn:
+      flood_is_on_[subject] = !flood_is_on_[subject];
+      In(clients_random_.Around(world_.loads[subject].phase_us), Happening::kFloodTurn, subject);
+      return true;
+    case Happening::kCancel:
+      CancelOne(subject, planned.detail != 0);
+      return true;
+    case Happening::kCancelStorm:
+      CancelMany();
+      return true;
+    case Happening::kUnknownId:
+      CancelNobody();
+      return true;
+    default:
+      return false;
+  }
+}
+
+bool Simulation::HappenToWorkers(const Planned& planned) {
+  switch (planned.what) {
+    case Happening::kWorkerDeath:
+    case Happening::kWorkerHang:
+      BreakGroup(planned.what == Happening::kWorkerHang);
+      return true;
+    case Happening::kLossFound:
+      if (planned.subject == workers_.epoch() && workers_.stands()) FindLoss(planned.subject);
+      return true;
+    case Happening::kForm:
+      if (!workers_.stands()) FormGroup();
+      return true;
+    case Happening::kSlowRank:
+      slowness_ = static_cast<int32_t>(faults_.Spread(2, 40));
+      In(faults_.Spread(5000, 200000), Happening::kSlowRankEnds);
+      return true;
+    case Happening::kSlowRankEnds:
+      slowness_ = 1;
+      return true;
+    case Happening::kNotFinite:
+      BreakRow(Workers::Breakage::kNotFinite);
+      return true;
+    case Happening::kFailedSequence:
+      BreakRow(Workers::Breakage::kFailed);
+      return true;
+    default:
+      return false;
+  }
+}
+
+// Messages that come too late, twice, or for nothing that was ever planned.
+bool Simulation::HappenLate(const Planned& planned) {
+  const uint64_t subject = planned.subject;
+  switch (planned.what) {
+    case Happening::kStaleStep:
+      Log(trace_.Line(result_.num_events, now_, "late result", stale_[subject].epoch, stale_[subject].step));
+      ApplyWithoutEffect(stale_[subject]);
+      return true;
+    case Happening::kStaleLoss:
+      Log(trace_.Line(result_.num_events, now_, "late loss", subject, 0));
+      ApplyWithoutEffect(scheduler::WorkerLost{subject});
+      return true;
+    case Happening::kStaleForm:
+      FormOldGroup();
+      return true;
+    case Happening::kUnplannedStep:
+      SendUnplannedStep();
+      return true;
+    default:
+      return false;
+  }
+}
+
+void Simulation::HappenToAll(const Planned& planned) {
+  if (planned.what == Happening::kPolicyChange) ChangePolicy();
+  if (planned.what == Happening::kClockJump) JumpTo(planned.time);
+}
+
+void Simulation::JumpTo(TimeUs time) {
+  leap_ += faults_.Spread(1000, 3600000000);
+  now_ = std::max(now_, time + leap_);
+  Log(trace_.Line(result_.num_events, now_, "clock jump"));
+  Apply(scheduler::Tick{});
+}
+
+void Simulation::FormOldGroup() {
+  if (last_epoch_ == 0) return;
+  const auto epoch = static_cast<Epoch>(faults_.Between(1, static_cast<int64_t>(last_epoch_)));
+  Log(trace_.Line(result_.num_events, now_, "late group", epoch, 0));
+  ApplyWithoutEffect(scheduler::GroupFormed{epoch, 1, 7});
+}
+
+void Simulation::Arrive(scheduler::TenantId tenant, bool is_of_flood) {
+  std::unique_ptr<Request> drawn = workload_.Draw(tenant, is_of_flood, now_);
   const RequestId own_id = clients_.num_requests() + 1;
   if (drawn->arrival.id != own_id) {  // a repeated id; ids of requests that ended long ago nobody can remember
     const Request* other = clients_.Find(drawn->arrival.id);
@@ -399,15 +430,18 @@ void Simulation::Arrive(scheduler::TenantId tenant) {
   }
 }
 
+// A flood of one class goes on however many requests of its tenant's other classes wait.
 void Simulation::FeedFloods() {
   num_steps_fed_ = result_.num_steps;
   for (const scheduler::TenantId tenant : world_.leaves) {
     if (!flood_is_on_[static_cast<size_t>(tenant)] || is_draining_ || !report_.ok()) continue;
+    const TenantLoad& load = world_.loads[static_cast<size_t>(tenant)];
     int32_t num_waiting = 0;
     for (const Request* request : clients_.live()) {
-      if (request->arrival.tenant == tenant && !request->is_running()) ++num_waiting;
+      const scheduler::Arrival& arrival = request->arrival;
+      if (arrival.tenant == tenant && arrival.priority == load.priority && !request->is_running()) ++num_waiting;
     }
-    if (num_waiting < world_.loads[static_cast<size_t>(tenant)].depth) Arrive(tenant);
+    if (num_waiting < load.depth) Arrive(tenant, true);
   }
 }
 
@@ -419,6 +453,17 @@ void Simulation::CancelOne(RequestId id, bool by_stop_string) {
   Log(trace_.Line(result_.num_events, now_, by_stop_string ? "stop string" : "cancel", id, 0));
   clients_.BeforeCancel(cancel);
   Apply(cancel);
+}
+
+void Simulation::CancelNobody() {
+  const auto num_requests = static_cast<int64_t>(clients_.num_requests());
+  const auto beyond = static_cast<RequestId>(num_requests + 1 + faults_.Below(1000));
+  const auto ended = static_cast<RequestId>(faults_.Below(num_requests + 1));
+  const RequestId id = faults_.Chance(0.3) ? beyond : ended;
+  const Request* request = clients_.Find(id);
+  if (request != nullptr && request->is_live) return;
+  Log(trace_.Line(result_.num_events, now_, "cancel of nobody", id, 0));
+  ApplyWithoutEffect(scheduler::Cancel{id});
 }
 
 void Simulation::CancelMany() {
@@ -505,7 +550,8 @@ void Simulation::FormGroup() {
   workers_.Form(formed.epoch, formed.num_dp_groups, formed.blocks_per_dp_group);
   fairness_.SetCapacity(
       static_cast<int64_t>(formed.num_dp_groups) * formed.blocks_per_dp_group * world_.limits.block_size,
-      2 * world_.max_prompt + world_.max_output);
+      2 * world_.max_prompt + world_.max_output,
+      static_cast<int64_t>(formed.num_dp_groups) * world_.limits.max_num_batched_tokens);
   Log(trace_.Line(result_.num_events, now_, "group formed", formed));
   Apply(formed);
 }
@@ -650,6 +696,7 @@ void Simulation::Execute() {
   RecountWaiting();
   for (const FlyingWork& work : workers_.in_flight().back().work) {
     Request& request = *work.request;
+    CheckInTime(work);
     const int32_t end = work.first_position + work.num_tokens;
     Fairness::Rows rows;
     rows.num_prompt = work.num_prompt_rows;
@@ -663,6 +710,19 @@ void Simulation::Execute() {
   if (!fairness_.broken_gap().empty()) report_.Broken("service_gap", fairness_.broken_gap());
   if (!fairness_.broken_class_share().empty()) report_.Broken("class_share", fairness_.broken_class_share());
   StartStep();
+}
+
+// No row is computed towards a token that cannot come before the deadline, even if this step were the last.
+void Simulation::CheckInTime(const FlyingWork& work) {
+  const Request& request = *work.request;
+  if (request.arrival.deadline == kNever || work.num_tokens == 1) return;
+  const scheduler::StepCost& cost = world_.policy.step_cost;
+  const double needed = cost.fixed_us + cost.us_per_prompt_token * (request.num_known - work.first_position);
+  const TimeUs left = request.arrival.deadline - now_;
+  if (needed < static_cast<double>(left) + 1) return;
+  report_.Broken("deadline", absl::StrFormat("request %d computes towards a token that takes %.0f us at least and has "
+                                             "%d us",
+                                             request.id(), needed, left));
 }
 
 // Steps run one after another; each takes what the model of its cost says, give or take half, times the slow rank.
@@ -712,8 +772,7 @@ void Simulation::CheckStats() {
   check("stats", "steps_planned", stats.steps_planned, result_.num_steps);
   check("stats", "preemptions", stats.preemptions, num_preemptions());
   check("stats", "tokens_emitted", stats.tokens_emitted, clients_.num_tokens());
-  check("stats", "requests_admitted beyond those that were", std::max(stats.requests_admitted, clients_.num_admitted()),
-        clients_.num_admitted());
+  check("stats", "requests_admitted", stats.requests_admitted, clients_.num_admitted());
   check("stats", "requests_finished", stats.requests_finished, clients_.num_finished());
   check("stats", "requests_refused", stats.requests_refused, clients_.num_refused());
   if (!workers_.stands()) return;

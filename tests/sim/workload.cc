@@ -23,13 +23,13 @@ Workload::Workload(const World& world)
   conversations_.resize(world.loads.size());
 }
 
-std::unique_ptr<Request> Workload::Draw(scheduler::TenantId tenant, scheduler::TimeUs now) {
+std::unique_ptr<Request> Workload::Draw(scheduler::TenantId tenant, bool is_of_flood, scheduler::TimeUs now) {
   auto request = std::make_unique<Request>();
   scheduler::Arrival& arrival = request->arrival;
   const TenantLoad& load = world_.loads[static_cast<size_t>(tenant)];
   arrival.id = next_id_++;
   arrival.tenant = tenant;
-  arrival.priority = load.mixes_classes
+  arrival.priority = load.mixes_classes && !is_of_flood
                          ? static_cast<scheduler::PriorityClass>(random_.Below(scheduler::kNumPriorityClasses))
                          : load.priority;
   const Conversation prompt = DrawPrompt(tenant);

@@ -15,8 +15,9 @@ class Workload {
  public:
   explicit Workload(const World& world);
 
-  // A request of this tenant (or of any, weighted evenly).  Its id counts up from 1.
-  std::unique_ptr<Request> Draw(scheduler::TenantId tenant, scheduler::TimeUs now);
+  // A request of this tenant.  Its id counts up from 1.  A flood's requests are all of its tenant's own class; of those
+  // that come by themselves the tenant may mix the classes.
+  std::unique_ptr<Request> Draw(scheduler::TenantId tenant, bool is_of_flood, scheduler::TimeUs now);
   scheduler::TenantId DrawTenant() {
     return world_.leaves[static_cast<size_t>(random_.Below(std::ssize(world_.leaves)))];
   }

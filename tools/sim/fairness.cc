@@ -25,9 +25,10 @@ void Fairness::SetPolicy(const scheduler::Policy& policy) {
   }
 }
 
-void Fairness::SetCapacity(int64_t cache_tokens, int64_t request_tokens) {
+void Fairness::SetCapacity(int64_t cache_tokens, int64_t request_tokens, int64_t step_tokens) {
   cache_tokens_ = std::max(cache_tokens_, cache_tokens);
   request_tokens_ = std::max(request_tokens_, request_tokens);
+  step_tokens_ = std::max(step_tokens_, step_tokens);
 }
 
 void Fairness::AddWaiting(TenantId tenant, PriorityClass priority, int64_t num_tokens) {
@@ -59,6 +60,13 @@ double Fairness::unit() const {
   const auto cache = static_cast<double>(cache_tokens_);
   return std::max(policy_.cost_per_prompt_token * longest, policy_.cost_per_generated_token * cache) +
          policy_.cost_per_context_token * cache * static_cast<double>(request_tokens_);
+}
+
+double Fairness::MaxClassLag(size_t class_index) const {
+  const double cost_per_row =
+      policy_.cost_per_prompt_token + policy_.cost_per_context_token * static_cast<double>(request_tokens_);
+  return kMaxClassLagInCaches * policy_.min_class_share[class_index] * unit() +
+         kMaxClassLagInSteps * static_cast<double>(step_tokens_) * cost_per_row;
 }
 
 void Fairness::Check() {
@@ -98,17 +106,18 @@ void Fairness::CheckPair(Pair& pair) {
 void Fairness::CheckClasses(size_t tenant) {
   Node& node = nodes_[tenant];
   for (size_t c = 1; c < node.class_waiting.size(); ++c) {
-    const double lag = policy_.min_class_share[c] * node.service - node.class_service[c];
+    const double useful_service = node.service - node.recomputed;
+    const double lag = policy_.min_class_share[c] * useful_service - node.class_service[c];
     if (node.class_was_idle[c]) {
       node.least_lag[c] = lag;
       continue;
     }
     node.least_lag[c] = std::min(node.least_lag[c], lag);
-    const double lag_over_u = (lag - node.least_lag[c]) / unit();
-    max_class_lag_over_u_ = std::max(max_class_lag_over_u_, lag_over_u);
-    if (lag_over_u > kMaxClassLagOverU && broken_class_share_.empty()) {
-      broken_class_share_ =
-          absl::StrFormat("class %d of tenant %d kept waiting and lags %.2f U behind its share", c, tenant, lag_over_u);
+    const double lag_over_bound = (lag - node.least_lag[c]) / MaxClassLag(c);
+    max_class_lag_over_bound_ = std::max(max_class_lag_over_bound_, lag_over_bound);
+    if (lag_over_bound > 1 && broken_class_share_.empty()) {
+      broken_class_share_ = absl::StrFormat("class %d of tenant %d kept waiting and lags %.0f behind its share of %g",
+                                            c, tenant, lag - node.least_lag[c], policy_.min_class_share[c]);
     }
   }
 }

@@ -75,7 +75,8 @@ class Machine {
     }
     fairness_.SetCapacity(
         static_cast<int64_t>(policy.num_dp_groups) * policy.blocks_per_dp_group * policy.limits.block_size,
-        longest_prompt + max_tokens_);
+        longest_prompt + max_tokens_,
+        static_cast<int64_t>(policy.num_dp_groups) * policy.limits.max_num_batched_tokens);
   }
 
   ReplayResult Run();

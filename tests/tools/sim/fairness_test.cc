@@ -14,7 +14,7 @@ class FairnessTest : public ::testing::Test {
     policy_.tenants.resize(2);
     policy_.tenants[1].weight = 2;
     fairness_.SetPolicy(policy_);
-    fairness_.SetCapacity(10, 10);  // U = 2 x 10 tokens
+    fairness_.SetCapacity(10, 10, 10);  // U = 2 x 10 tokens
   }
   void Wait(scheduler::TenantId tenant, scheduler::PriorityClass priority = kStandard) {
     fairness_.AddWaiting(tenant, priority, 5);
@@ -77,9 +77,10 @@ TEST_F(FairnessTest, WhatIsComputedAgainComesOnTopOfTheBound) {
 
 TEST_F(FairnessTest, AClassLeftBelowItsShareIsNoticed) {
   Wait(0, kBatch);
-  for (int i = 0; i < 140; ++i) Serve(0, 10, kStandard);  // 5 % of 1400 is 70 < 4 U
+  Serve(0, 10, kStandard);                                // from here on it has waited all the time
+  for (int i = 0; i < 108; ++i) Serve(0, 10, kStandard);  // 5 % of 1080: 5 % of 4 U, and five steps
   EXPECT_TRUE(fairness_.broken_class_share().empty());
-  for (int i = 0; i < 60; ++i) Serve(0, 10, kStandard);
+  Serve(0, 10, kStandard);
   EXPECT_FALSE(fairness_.broken_class_share().empty());
 }
 
