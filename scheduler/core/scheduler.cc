@@ -33,8 +33,8 @@ bool Scheduler::State::Plan(TimeUs now, StepPlan& plan, std::vector<Output>& out
 }
 
 // A pass that found no work may have preempted somebody, or ended whose deadline cannot be met any more: the blocks and
-// the slot are at hand at once when no step is in flight.  Then it is worth another pass.  Neither happens to a sequence
-// without end, and so the passes end too.
+// the slot are at hand at once when no step is in flight.  Then it is worth another pass.  Neither happens to a
+// sequence without end, and so the passes end too.
 bool Scheduler::State::PlanStep(StepPlan& plan) {
   do {
     BeginPass(plan);
