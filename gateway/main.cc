@@ -1,21 +1,35 @@
 // weir-gateway: the process that clients talk to.
 
+#include <prometheus/registry.h>
 #include <signal.h>
 #include <spdlog/pattern_formatter.h>
 #include <spdlog/spdlog.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
+#include <fstream>
+#include <iterator>
 #include <memory>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "config/build_id.h"
 #include "config/config.h"
 #include "gateway/models/model_directory.h"
+#include "gateway/service/gateway_server.h"
+#include "gateway/service/listen_address.h"
+#include "metrics/ops_server.h"
 
 namespace weir::gateway {
 namespace {
+
+constexpr int64_t kCloseMs = 2000;  // for streams to tell their clients when the process ends
 
 struct Flags {
   std::vector<std::string> models;
@@ -30,6 +44,7 @@ struct Flags {
   std::string reflection = "auto";
   std::string name;
   int32_t max_requests = 4096;
+  int32_t max_streams_per_connection = 100;
   int32_t max_preparing_mb = 256;
   int32_t text_threads = 0;
   int32_t max_unread_kb = 256;
@@ -69,6 +84,10 @@ void AddFlags(CLI::App& app, Flags& flags) {
 
   app.add_option("--max-requests", flags.max_requests, "requests at once, of all tenants")
       ->check(CLI::Range(1, 1'000'000))
+      ->capture_default_str();
+  app.add_option("--max-streams-per-connection", flags.max_streams_per_connection,
+                 "of one client; further calls on the connection wait")
+      ->check(CLI::Range(1, 100'000))
       ->capture_default_str();
   app.add_option("--max-preparing-mb", flags.max_preparing_mb, "requests that wait to be read and tokenized")
       ->check(CLI::Range(8, 65536))
@@ -144,13 +163,184 @@ int Fail(const std::string& error) {
   return 1;
 }
 
-int Run(const Flags&) {
+std::string HostAndProcess() {
+  char host[256] = "";
+  ::gethostname(host, sizeof host - 1);
+  return std::string(host) + ":" + std::to_string(::getpid());
+}
+
+// ---- models and who computes them ----
+
+absl::StatusOr<std::vector<GatewayOptions::ServedBy>> LoadModels(const Flags& flags) {
+  std::vector<GatewayOptions::ServedBy> models;
+  for (const std::string& flag : flags.models) {
+    auto directory = ParseModelFlag(flag);
+    if (!directory.ok()) return directory.status();
+    directory->chat_template = flags.chat_template;
+    directory->max_model_len = flags.max_model_len;
+    std::vector<std::string> notes;
+    auto model = LoadServedModel(*directory, notes);
+    if (!model.ok()) return model.status();
+    for (const std::string& note : notes) spdlog::warn("{}", note);
+    for (const auto& other : models) {
+      if (other.model->name != directory->name) continue;
+      return absl::InvalidArgumentError("--model: two models are called " + directory->name);
+    }
+    models.push_back({.model = *std::move(model)});
+  }
+  return models;
+}
+
+// "[NAME=]ADDRESS" to the model's list.
+absl::Status AddScheduler(const std::string& flag, std::vector<GatewayOptions::ServedBy>& models) {
+  const size_t equals = flag.find('=');
+  const std::string name = equals == std::string::npos ? "" : flag.substr(0, equals);
+  const std::string address = equals == std::string::npos ? flag : flag.substr(equals + 1);
+  if (address.empty()) return absl::InvalidArgumentError("--scheduler " + flag + ": the address is missing");
+  if (name.empty() && models.size() > 1) {
+    return absl::InvalidArgumentError("--scheduler " + flag + ": say of which model, NAME=ADDRESS");
+  }
+  for (auto& served : models) {
+    if (!name.empty() && served.model->name != name) continue;
+    served.schedulers.push_back(address);
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError("--scheduler " + flag + ": there is no --model " + name);
+}
+
+absl::StatusOr<std::vector<GatewayOptions::ServedBy>> ModelsOf(const Flags& flags) {
+  auto models = LoadModels(flags);
+  if (!models.ok()) return models.status();
+  for (const std::string& flag : flags.schedulers) {
+    if (const absl::Status status = AddScheduler(flag, *models); !status.ok()) return status;
+  }
+  for (const auto& served : *models) {
+    if (!served.schedulers.empty()) continue;
+    return absl::InvalidArgumentError("model " + served.model->name + " has no --scheduler");
+  }
+  return models;
+}
+
+// ---- who may connect ----
+
+absl::StatusOr<std::string> ReadFile(const std::string& flag, const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return absl::NotFoundError(flag + " " + path + ": cannot be opened");
+  return std::string((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+}
+
+absl::Status SetTls(const Flags& flags, GatewayOptions& options) {
+  if (flags.tls_certificate.empty() && flags.tls_key.empty()) return absl::OkStatus();
+  if (flags.tls_certificate.empty() || flags.tls_key.empty()) {
+    return absl::InvalidArgumentError("--tls-certificate and --tls-key go together");
+  }
+  auto certificate = ReadFile("--tls-certificate", flags.tls_certificate);
+  if (!certificate.ok()) return certificate.status();
+  auto key = ReadFile("--tls-key", flags.tls_key);
+  if (!key.ok()) return key.status();
+  options.tls_certificate_pem = *std::move(certificate);
+  options.tls_key_pem = *std::move(key);
+  return absl::OkStatus();
+}
+
+// Without keys everybody who can connect may use everything: then only this machine can.
+absl::Status SetAccess(const Flags& flags, GatewayOptions& options) {
+  const bool is_local = IsLocalAddress(flags.listen);
+  if (flags.keys.empty() && !is_local) {
+    return absl::InvalidArgumentError("--listen " + flags.listen +
+                                      " is open to other machines, but there are no keys: give --keys FILE (weir keys "
+                                      "create makes one), or listen on 127.0.0.1");
+  }
+  if (!flags.keys.empty()) {
+    auto keys = KeyFile::Open(flags.keys);
+    if (!keys.ok()) return keys.status();
+    options.keys = *std::move(keys);
+  }
+  options.has_reflection = flags.reflection == "on" || (flags.reflection == "auto" && is_local);
+  return SetTls(flags, options);
+}
+
+void SayAccess(const Flags& flags, const GatewayOptions& options) {
+  if (flags.keys.empty()) {
+    spdlog::warn("no --keys: everybody on this machine is the tenant \"local\", and no other machine can connect");
+  } else if (options.tls_certificate_pem.empty() && !IsLocalAddress(flags.listen)) {
+    spdlog::warn("no --tls-certificate: keys and texts cross the network unencrypted");
+  }
+}
+
+absl::StatusOr<GatewayOptions> OptionsOf(const Flags& flags) {
+  auto models = ModelsOf(flags);
+  if (!models.ok()) return models.status();
+  GatewayOptions options;
+  options.models = *std::move(models);
+  options.build = std::string(config::BuildId());
+  options.name = flags.name.empty() ? HostAndProcess() : flags.name;
+  options.listen = flags.listen;
+  options.max_streams_per_connection = flags.max_streams_per_connection;
+  options.text_threads = flags.text_threads > 0
+                             ? flags.text_threads
+                             : std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / 2);
+  options.max_preparing_bytes = int64_t{flags.max_preparing_mb} << 20;
+  options.desk = {.max_requests = flags.max_requests,
+                  .max_unread_bytes = int64_t{flags.max_unread_kb} << 10,
+                  .slow_reader_timeout_us = flags.slow_reader_timeout_ms * 1000};
+  options.replicas.replica_timeout_us = flags.replica_timeout_ms * 1000;
+  options.replicas.recovery_timeout_us = flags.recovery_timeout_ms * 1000;
+  options.replicas.max_replays = flags.max_replays;
+  if (const absl::Status status = SetAccess(flags, options); !status.ok()) return status;
+  SayAccess(flags, options);
+  return options;
+}
+
+// ---- the end ----
+
+sigset_t EndingSignals() {
   sigset_t signals;
   sigemptyset(&signals);
   sigaddset(&signals, SIGTERM);
   sigaddset(&signals, SIGINT);
+  return signals;
+}
+
+bool WasAskedToEnd(int64_t wait_ms) {
+  const sigset_t signals = EndingSignals();
+  const timespec patience{.tv_sec = wait_ms / 1000, .tv_nsec = wait_ms % 1000 * 1'000'000};
+  return sigtimedwait(&signals, nullptr, &patience) > 0;
+}
+
+// Streams end by themselves, or at the deadline, or when the signal comes again.
+void Drain(const Flags& flags, GatewayServer& server) {
+  spdlog::info("draining: {} requests are to end within {} ms", server.num_requests(), flags.drain_timeout_ms);
+  server.StartDrain();
+  const TimeUs deadline = NowUs() + flags.drain_timeout_ms * 1000;
+  while (server.num_requests() > 0 && NowUs() < deadline && !WasAskedToEnd(20)) {
+  }
+  const int64_t num_left = server.num_requests();
+  server.Stop(kCloseMs);
+  spdlog::info("drained: {} requests were cut short", num_left);
+}
+
+int Run(const Flags& flags) {
+  const sigset_t signals = EndingSignals();
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);  // before any thread begins: only this one waits for them
-  return Fail("serving is not built into this program");
+  auto options = OptionsOf(flags);
+  if (!options.ok()) return Fail(std::string(options.status().message()));
+
+  const auto registry = std::make_shared<prometheus::Registry>();
+  std::string error;
+  const auto server = GatewayServer::Start(*std::move(options), registry, error);
+  if (server == nullptr) return Fail(error);
+  auto ops = metrics::OpsServer::Start({.listen = flags.ops_listen,
+                                        .liveness = [&server] { return server->WhyNotAlive(); },
+                                        .readiness = [&server] { return server->WhyNotReady(); }},
+                                       registry);
+  if (!ops.ok()) return Fail(std::string(ops.status().message()));
+  spdlog::info("build {}: clients connect at {} (port {}), metrics at port {}", config::BuildId(), flags.listen,
+               server->port(), (*ops)->port());
+  while (!WasAskedToEnd(1000)) {
+  }
+  Drain(flags, *server);
+  return 0;
 }
 
 }  // namespace

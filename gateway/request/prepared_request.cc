@@ -77,6 +77,7 @@ void TakeSampling(const v1::SamplingParams& from, const ServedModel& model, Prep
 
 void TakeStopConditions(const v1::StopConditions& from, const ServedModel& model, PreparedRequest& prepared,
                         FieldChecks& checks) {
+  prepared.has_max_tokens = from.has_max_tokens();
   if (from.has_max_tokens()) {
     checks.InRange("stop_conditions.max_tokens", from.max_tokens(), 1, kHuge);
     prepared.max_tokens =
@@ -173,7 +174,45 @@ void CheckOrder(const v1::ChatRequest& request, FieldChecks& checks) {
   }
 }
 
-Conversation TakeConversation(const v1::ChatRequest& request, const ServedModel& model, FieldChecks& checks) {
+std::optional<RequestError> TakeTokenIds(const v1::TokenIds& from, const ServedModel& model, FieldChecks& checks,
+                                         PreparedRequest& prepared) {
+  if (from.ids_size() == 0) checks.Add("token_ids", "is empty; a prompt needs at least one token");
+  for (int i = 0; i < from.ids_size(); ++i) {
+    if (from.ids(i) >= static_cast<uint32_t>(model.vocab_size)) {
+      checks.Add(At("token_ids.ids", i), "names no token; ids are below " + std::to_string(model.vocab_size));
+    }
+  }
+  if (!checks.ok()) return checks.Error();
+  prepared.prompt.assign(from.ids().begin(), from.ids().end());
+  return std::nullopt;
+}
+
+std::optional<RequestError> TakeText(const std::string& text, const ServedModel& model, FieldChecks& checks,
+                                     PreparedRequest& prepared) {
+  checks.IsUtf8("text", text);
+  if (text.empty() && !model.bos_token.has_value()) checks.Add("text", "is empty; a prompt needs at least one token");
+  if (!checks.ok()) return checks.Error();
+  if (model.bos_token.has_value()) prepared.prompt.push_back(*model.bos_token);
+  const auto ids = model.tokenizer->EncodePlain(text);
+  if (!ids.ok()) {
+    checks.Add("text", "cannot be encoded");
+    return checks.Error();
+  }
+  prepared.prompt.insert(prepared.prompt.end(), ids->begin(), ids->end());
+  return std::nullopt;
+}
+
+}  // namespace
+
+RequestError NoChatTemplate() {
+  RequestError error;
+  error.code = RequestError::Code::kFailedPrecondition;
+  error.reason = "NO_CHAT_TEMPLATE";
+  error.message = "this model has no chat template; use Generate with a prompt of your own";
+  return error;
+}
+
+Conversation ReadConversation(const v1::ChatRequest& request, const ServedModel& model, FieldChecks& checks) {
   Conversation conversation;
   checks.AtMost("messages", request.messages_size(), limits::kMaxMessages, "messages");
   checks.AtMost("tools", request.tools_size(), limits::kMaxTools, "tools");
@@ -207,14 +246,12 @@ Conversation TakeConversation(const v1::ChatRequest& request, const ServedModel&
   return conversation;
 }
 
-// ---- the end: does it fit? ----
-
-std::optional<RequestError> FitToContext(const ServedModel& model, bool has_max_tokens, PreparedRequest& prepared) {
+std::optional<RequestError> FitToContext(int64_t max_model_len, PreparedRequest& prepared) {
   const auto num_prompt_tokens = static_cast<int64_t>(prepared.prompt.size());
-  const int64_t left = model.max_model_len - num_prompt_tokens;
-  const int64_t wanted = has_max_tokens ? prepared.max_tokens : 1;
+  const int64_t left = max_model_len - num_prompt_tokens;
+  const int64_t wanted = prepared.has_max_tokens ? prepared.max_tokens : std::max(prepared.min_tokens, 1);
   if (wanted <= left) {
-    if (!has_max_tokens)
+    if (!prepared.has_max_tokens)
       prepared.max_tokens = static_cast<int32_t>(std::min<int64_t>(left, std::numeric_limits<int32_t>::max()));
     return std::nullopt;
   }
@@ -223,49 +260,20 @@ std::optional<RequestError> FitToContext(const ServedModel& model, bool has_max_
   error.reason = "CONTEXT_LENGTH_EXCEEDED";
   error.message = "the prompt has " + std::to_string(num_prompt_tokens) + " tokens and max_tokens is " +
                   std::to_string(wanted) + ": " + std::to_string(num_prompt_tokens + wanted) +
-                  " together, over this model's context of " + std::to_string(model.max_model_len) +
+                  " together, over this model's context of " + std::to_string(max_model_len) +
                   "; shorten the prompt or lower max_tokens";
   error.metadata = {{"prompt_tokens", std::to_string(num_prompt_tokens)},
                     {"max_tokens", std::to_string(wanted)},
-                    {"max_model_len", std::to_string(model.max_model_len)}};
+                    {"max_model_len", std::to_string(max_model_len)}};
   return error;
 }
-
-std::optional<RequestError> TakeTokenIds(const v1::TokenIds& from, const ServedModel& model, FieldChecks& checks,
-                                         PreparedRequest& prepared) {
-  if (from.ids_size() == 0) checks.Add("token_ids", "is empty; a prompt needs at least one token");
-  for (int i = 0; i < from.ids_size(); ++i) {
-    if (from.ids(i) >= static_cast<uint32_t>(model.vocab_size)) {
-      checks.Add(At("token_ids.ids", i), "names no token; ids are below " + std::to_string(model.vocab_size));
-    }
-  }
-  if (!checks.ok()) return checks.Error();
-  prepared.prompt.assign(from.ids().begin(), from.ids().end());
-  return std::nullopt;
-}
-
-std::optional<RequestError> TakeText(const std::string& text, const ServedModel& model, FieldChecks& checks,
-                                     PreparedRequest& prepared) {
-  checks.IsUtf8("text", text);
-  if (text.empty() && !model.bos_token.has_value()) checks.Add("text", "is empty; a prompt needs at least one token");
-  if (!checks.ok()) return checks.Error();
-  if (model.bos_token.has_value()) prepared.prompt.push_back(*model.bos_token);
-  const auto ids = model.tokenizer->EncodePlain(text);
-  if (!ids.ok()) {
-    checks.Add("text", "cannot be encoded");
-    return checks.Error();
-  }
-  prepared.prompt.insert(prepared.prompt.end(), ids->begin(), ids->end());
-  return std::nullopt;
-}
-
-}  // namespace
 
 std::optional<RequestError> PrepareChat(const v1::ChatRequest& request, const ServedModel& model,
                                         PreparedRequest& prepared) {
   prepared = PreparedRequest{};
   FieldChecks checks;
-  const Conversation conversation = TakeConversation(request, model, checks);
+  if (model.chat_template == nullptr) return NoChatTemplate();
+  const Conversation conversation = ReadConversation(request, model, checks);
   TakeSampling(request.sampling(), model, prepared, checks);
   TakeStopConditions(request.stop_conditions(), model, prepared, checks);
   TakeOptions(request.options(), prepared, checks);
@@ -280,7 +288,7 @@ std::optional<RequestError> PrepareChat(const v1::ChatRequest& request, const Se
   prepared.prompt = *std::move(prompt);
   prepared.dialect = chat.dialect();
   prepared.answer.thinks_first = chat.ThinksFirst(conversation);
-  return FitToContext(model, request.stop_conditions().has_max_tokens(), prepared);
+  return FitToContext(model.max_model_len, prepared);
 }
 
 std::optional<RequestError> PrepareGenerate(const v1::GenerateRequest& request, const ServedModel& model,
@@ -306,7 +314,7 @@ std::optional<RequestError> PrepareGenerate(const v1::GenerateRequest& request, 
   if (error.has_value()) return error;
   prepared.dialect = model.chat_template != nullptr ? model.chat_template->dialect() : ChatDialect::kV3;
   prepared.answer.splits_markup = false;
-  return FitToContext(model, request.stop_conditions().has_max_tokens(), prepared);
+  return FitToContext(model.max_model_len, prepared);
 }
 
 }  // namespace weir::gateway

@@ -1,0 +1,22 @@
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "gateway/identity/authenticator.h"
+#include "gateway/serving/front_desk.h"
+#include "gateway/serving/served_request.h"
+
+namespace grpc {
+class Service;
+}
+
+// weir.v1.InferenceService: reads calls, hands them to the front desk, writes frames.
+
+namespace weir::gateway {
+
+// All pointers must outlive it.  `offers` is in the order of the configuration.
+std::unique_ptr<grpc::Service> NewInferenceService(const std::vector<Offer>* offers, const Authenticator* authenticator,
+                                                   FrontDesk* desk);
+
+}  // namespace weir::gateway
