@@ -25,6 +25,13 @@ LAWS = {
     'worker/service': (['worker', 'kernels', 'proto', 'metrics', 'config'], r'boost|nlohmann'),
     'worker': (['worker', 'kernels', 'proto', 'metrics', 'config'], r'CLI'),
     'gateway/request': (['gateway/chat', 'gateway/identity', 'gateway/request', 'gateway/text'], r'grpc.*|CLI|boost'),
+    'gateway/models': (['gateway/chat', 'gateway/models', 'gateway/request', 'gateway/text'], WIRE + r'|CLI|boost'),
+    'gateway/replica': (['gateway/clock.h', 'gateway/chat', 'gateway/identity', 'gateway/replica', 'gateway/request', 'gateway/text'],
+                        r'CLI|boost|nlohmann'),
+    'gateway/answer': (['gateway/clock.h', 'gateway/answer', 'gateway/chat', 'gateway/replica', 'gateway/text'],
+                       WIRE + r'|CLI|boost|nlohmann|spdlog|prometheus'),
+    'gateway/serving': (['gateway/clock.h', 'gateway/answer', 'gateway/chat', 'gateway/identity', 'gateway/replica', 'gateway/request',
+                         'gateway/serving', 'gateway/text'], WIRE + r'|CLI|boost|nlohmann'),
     'gateway': (['gateway', 'proto', 'metrics', 'config'], None),
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s+(["<])([^">]+)[">]', re.M)

@@ -34,19 +34,15 @@ bool Answer::Append(OutputToken token, std::vector<Frame>& frames) {
   // The token that ends an output is no part of its text.
   const bool is_stop = submission_->IsStop(token.token, num_tokens_);
   const bool has_stopped = !is_stop && parser_.Append(token.token, deltas_);
-  // The token goes before what the second and later deltas of it bring.
-  bool is_placed = false;
+  // The token is in the first text that it brings, or in an empty one: before its second.
+  std::optional<OutputToken> unplaced = std::move(token);
   for (AnswerDelta& delta : deltas_) {
     Take(delta, frames);
-    if (is_placed || !std::holds_alternative<TextFrame>(frames.back())) continue;
-    Place(std::move(token), frames);
-    ++num_tokens_;
-    is_placed = true;
+    if (unplaced && std::holds_alternative<TextFrame>(frames.back())) Place(unplaced, frames);
   }
-  if (!is_placed) {
+  if (unplaced) {
     if (frames.empty() || !std::holds_alternative<TextFrame>(frames.back())) Open(is_reasoning_, frames);
-    Place(std::move(token), frames);
-    ++num_tokens_;
+    Place(unplaced, frames);
   }
   return has_stopped;
 }
@@ -94,8 +90,9 @@ TextFrame& Answer::Open(bool is_reasoning, std::vector<Frame>& frames) const {
   return std::get<TextFrame>(frames.back());
 }
 
-void Answer::Place(OutputToken token, std::vector<Frame>& frames) const {
-  std::get<TextFrame>(frames.back()).tokens.push_back(std::move(token));
+void Answer::Place(std::optional<OutputToken>& token, std::vector<Frame>& frames) {
+  std::get<TextFrame>(frames.back()).tokens.push_back(*std::exchange(token, std::nullopt));
+  ++num_tokens_;
 }
 
 }  // namespace weir::gateway

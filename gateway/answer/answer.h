@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -33,7 +34,7 @@ class Answer {
  private:
   TextFrame& Open(bool is_reasoning, std::vector<Frame>& frames) const;
   void Take(AnswerDelta& delta, std::vector<Frame>& frames);
-  void Place(OutputToken token, std::vector<Frame>& frames) const;
+  void Place(std::optional<OutputToken>& token, std::vector<Frame>& frames);
 
   AnswerParser parser_;
   const std::shared_ptr<const Submission> submission_;
