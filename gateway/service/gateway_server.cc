@@ -148,8 +148,8 @@ class GatewayServer::Parts {
       server->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(patience_ms));
       server->Wait();
     }
-    pool.reset();  // no call waits any more, so no job does
     StopTurning();
+    pool.reset();  // no call waits any more, so no job does
     for (const auto& one : replicas) one->streams.reset();
   }
 
