@@ -11,6 +11,7 @@ class App;
 
 namespace weir::tools {
 
+void AddUp(CLI::App& app);
 void AddInspect(CLI::App& app);
 void AddGenerate(CLI::App& app);
 void AddSim(CLI::App& app);

@@ -5,6 +5,7 @@
 int main(int argc, char** argv) {
   CLI::App app{"Weir divides one large mixture-of-experts language model fairly among its tenants."};
   app.require_subcommand(1);
+  weir::tools::AddUp(app);
   weir::tools::AddInspect(app);
   weir::tools::AddGenerate(app);
   weir::tools::AddSim(app);

@@ -1,0 +1,125 @@
+#include "tools/weir/cluster/local_cluster.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "absl/strings/str_join.h"
+
+namespace weir::tools {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+std::string CommandOf(const ClusterPlan& plan, const std::string& name) {
+  for (const ProcessSpec& process : plan.processes) {
+    if (process.name == name) return absl::StrJoin(process.argv, " ");
+  }
+  return "none";
+}
+
+ClusterOptions TwoByTwo() {
+  ClusterOptions options;
+  options.model = "/models/v3";
+  options.model_name = "v3";
+  options.tp = 2;
+  options.dp = 2;
+  options.threads = 1;
+  options.num_blocks = 77;
+  return options;
+}
+
+TEST(LocalClusterTest, StartsEveryRankTheSchedulerAndTheGateway) {
+  const ClusterPlan plan = PlanCluster(TwoByTwo(), "/bin", "/run/w");
+  ASSERT_EQ(plan.processes.size(), 6U);
+  EXPECT_THAT(CommandOf(plan, "rank 3"), HasSubstr("/bin/weir-worker --model /models/v3 --tp=2 --dp=2 --rank=3"));
+  EXPECT_THAT(CommandOf(plan, "rank 3"), HasSubstr("--num-blocks=77"));
+  EXPECT_THAT(CommandOf(plan, "rank 3"), HasSubstr("--communicator unix:/run/w/group-3"));
+  EXPECT_THAT(CommandOf(plan, "scheduler"),
+              HasSubstr("--rank unix:/run/w/rank-0 --rank unix:/run/w/rank-1 --rank unix:/run/w/rank-2 --rank "
+                        "unix:/run/w/rank-3"));
+  EXPECT_THAT(CommandOf(plan, "gateway"), HasSubstr("--model v3=/models/v3 --scheduler unix:/run/w/scheduler"));
+  EXPECT_EQ(plan.address, "127.0.0.1:7000");
+  EXPECT_THAT(CommandOf(plan, "gateway"), Not(HasSubstr("--keys")));
+}
+
+TEST(LocalClusterTest, AsksThoseToEndFirstWhoTakeWorkIn) {
+  const ClusterPlan plan = PlanCluster(TwoByTwo(), "/bin", "/run/w");
+  const int rank = plan.processes[0].drain_stage, scheduler = plan.processes[4].drain_stage,
+            gateway = plan.processes[5].drain_stage;
+  EXPECT_LT(gateway, scheduler);
+  EXPECT_LT(scheduler, rank);
+}
+
+TEST(LocalClusterTest, HandsKeysCertificatesAndFurtherFlagsOn) {
+  ClusterOptions options = TwoByTwo();
+  options.keys = "k.yaml";
+  options.tls_certificate = "c.pem";
+  options.tls_key = "k.pem";
+  options.worker_flags = {"--config", "w.yaml"};
+  const ClusterPlan plan = PlanCluster(options, "/bin", "/run/w");
+  EXPECT_THAT(CommandOf(plan, "gateway"), HasSubstr("--tls-certificate c.pem --tls-key k.pem --keys k.yaml"));
+  EXPECT_THAT(CommandOf(plan, "rank 1"), HasSubstr("--config w.yaml"));
+}
+
+TEST(LocalClusterTest, LeavesTheGatewayOutWhenAsked) {
+  ClusterOptions options = TwoByTwo();
+  options.has_gateway = false;
+  const ClusterPlan plan = PlanCluster(options, "/bin", "/run/w");
+  EXPECT_EQ(CommandOf(plan, "gateway"), "none");
+  EXPECT_EQ(plan.address, "unix:/run/w/scheduler");
+}
+
+TEST(LocalClusterTest, NamesTheProgramThatIsMissing) {
+  const absl::Status status = CheckPlan(PlanCluster(TwoByTwo(), "/nowhere", "/run/w"), "/run/w");
+  EXPECT_THAT(std::string(status.message()), HasSubstr("/nowhere/weir-worker is missing"));
+}
+
+TEST(LocalClusterTest, RefusesADirectoryWhoseSocketsTheSystemCannotName) {
+  ClusterPlan plan;
+  EXPECT_TRUE(CheckPlan(plan, std::string(80, 'x')).ok());
+  EXPECT_THAT(std::string(CheckPlan(plan, std::string(100, 'x')).message()), HasSubstr("XDG_RUNTIME_DIR"));
+}
+
+TEST(LoadLineTest, ReadsWhatWorkersWrite) {
+  const auto load = ParseLoadLine("rank 12: 43 % of 12.4 GB, 1.9 GB/s");
+  ASSERT_TRUE(load.has_value());
+  EXPECT_EQ(load->percent, 43);
+  EXPECT_DOUBLE_EQ(load->total_gb, 12.4);
+  EXPECT_DOUBLE_EQ(load->gb_per_s, 1.9);
+}
+
+TEST(LoadLineTest, LeavesOtherLinesAlone) {
+  EXPECT_FALSE(ParseLoadLine("rank 0: serving at unix:/run/w/rank-0").has_value());
+  EXPECT_FALSE(ParseLoadLine("rank 0: 43 % of 12.4 GB").has_value());
+  EXPECT_FALSE(ParseLoadLine("").has_value());
+}
+
+constexpr CacheNeeds kNeeds{.bytes_per_block = 1 << 20,
+                            .free_bytes = int64_t{2} << 30,
+                            .blocks_per_seq = 10,
+                            .max_num_seqs = 1000,
+                            .world_size = 2};
+
+TEST(ChooseNumBlocksTest, SharesHalfOfTheFreeMemoryBetweenTheRanks) { EXPECT_EQ(ChooseNumBlocks(kNeeds), 512); }
+
+TEST(ChooseNumBlocksTest, TakesNoMoreThanAllSequencesCanUse) {
+  CacheNeeds needs = kNeeds;
+  needs.max_num_seqs = 4;
+  EXPECT_EQ(ChooseNumBlocks(needs), 40);
+}
+
+TEST(ChooseNumBlocksTest, TakesFourGibibytesAtMost) {
+  CacheNeeds needs = kNeeds;
+  needs.free_bytes = int64_t{1} << 40;
+  EXPECT_EQ(ChooseNumBlocks(needs), 4096);
+}
+
+TEST(ChooseNumBlocksTest, AlwaysHasRoomForOneSequence) {
+  CacheNeeds needs = kNeeds;
+  needs.free_bytes = -5;
+  EXPECT_EQ(ChooseNumBlocks(needs), 10);
+}
+
+}  // namespace
+}  // namespace weir::tools
