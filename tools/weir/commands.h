@@ -12,6 +12,9 @@ class App;
 namespace weir::tools {
 
 void AddUp(CLI::App& app);
+void AddChat(CLI::App& app);
+void AddComplete(CLI::App& app);
+void AddTokenize(CLI::App& app);
 void AddInspect(CLI::App& app);
 void AddGenerate(CLI::App& app);
 void AddSim(CLI::App& app);

@@ -6,10 +6,17 @@ int main(int argc, char** argv) {
   CLI::App app{"Weir divides one large mixture-of-experts language model fairly among its tenants."};
   app.require_subcommand(1);
   weir::tools::AddUp(app);
+  weir::tools::AddChat(app);
+  weir::tools::AddComplete(app);
+  weir::tools::AddTokenize(app);
   weir::tools::AddInspect(app);
   weir::tools::AddGenerate(app);
   weir::tools::AddSim(app);
-  app.footer("Example: weir inspect /models/DeepSeek-V3 --tp 8");
+  app.footer(
+      "Examples:\n"
+      "  weir up --model DIR --tp 2      serves a model from this machine\n"
+      "  weir chat                       talks with it\n"
+      "  weir inspect DIR --tp 8         says what it needs");
   try {
     app.parse(argc, argv);
   } catch (const CLI::RuntimeError& error) {  // a command has said what went wrong
