@@ -15,8 +15,11 @@ void AddUp(CLI::App& app);
 void AddChat(CLI::App& app);
 void AddComplete(CLI::App& app);
 void AddTokenize(CLI::App& app);
+void AddKeys(CLI::App& app);
+void AddDoctor(CLI::App& app);
 void AddInspect(CLI::App& app);
 void AddGenerate(CLI::App& app);
 void AddSim(CLI::App& app);
+void AddCompletion(CLI::App& app);  // of all commands: added last
 
 }  // namespace weir::tools

@@ -9,9 +9,12 @@ int main(int argc, char** argv) {
   weir::tools::AddChat(app);
   weir::tools::AddComplete(app);
   weir::tools::AddTokenize(app);
+  weir::tools::AddKeys(app);
+  weir::tools::AddDoctor(app);
   weir::tools::AddInspect(app);
   weir::tools::AddGenerate(app);
   weir::tools::AddSim(app);
+  weir::tools::AddCompletion(app);
   app.footer(
       "Examples:\n"
       "  weir up --model DIR --tp 2      serves a model from this machine\n"

@@ -169,8 +169,12 @@ grpc::Status ReadAll(grpc::ClientReader<Response>& reader, const std::function<v
 
 }  // namespace
 
+absl::StatusOr<v1::ListModelsResponse> InferenceClient::ListModels() const {
+  return Unary<v1::ListModelsRequest, v1::ListModelsResponse>(*this, {}, &Stub::ListModels);
+}
+
 absl::StatusOr<v1::Model> InferenceClient::FindModel(const std::string& name) const {
-  const auto response = Unary<v1::ListModelsRequest, v1::ListModelsResponse>(*this, {}, &Stub::ListModels);
+  const auto response = ListModels();
   if (!response.ok()) return response.status();
   std::string names;
   for (const v1::Model& model : response->models()) {

@@ -44,6 +44,7 @@ class InferenceClient {
   // Does not wait for the gateway.  INVALID_ARGUMENT for an empty or unreadable key or certificate file.
   static absl::StatusOr<std::unique_ptr<InferenceClient>> Connect(const ServerOptions& options);
 
+  absl::StatusOr<v1::ListModelsResponse> ListModels() const;
   // The model of this name; with an empty name the only one.
   absl::StatusOr<v1::Model> FindModel(const std::string& name) const;
 
