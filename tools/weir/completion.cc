@@ -16,7 +16,7 @@ namespace {
 constexpr const char* kExamples =
     "Examples:\n"
     "  source <(weir completion bash)\n"
-    "  weir completion zsh > ~/.zfunc/_weir";
+    "  weir completion zsh > ~/.zfunc/_weir      in a directory of $fpath, before compinit";
 
 // A command by its words behind `weir` ("keys create"), and what may follow it.
 struct Entry {
@@ -125,7 +125,8 @@ std::string Zsh(const std::vector<Entry>& entries) {
     if (!entry.subcommands.empty()) {
       absl::StrAppend(&cases, "      compadd -- ", absl::StrJoin(entry.subcommands, " "), "\n");
     }
-    absl::StrAppend(&cases, "      _arguments \\\n", ZshArguments(entry), "        '*:file:_files'\n      ;;\n");
+    absl::StrAppend(&cases, "      _arguments \\\n", ZshArguments(entry), "        ",
+                    entry.subcommands.empty() ? "'*:file:_files'" : "'*: :'", "\n      ;;\n");
   }
   std::vector<std::string> paths;
   for (const Entry& entry : entries) {
@@ -147,7 +148,7 @@ std::string Zsh(const std::vector<Entry>& entries) {
       cases,
       "  esac\n"
       "}\n"
-      "compdef _weir weir\n");
+      "if [[ ${funcstack[1]} == _weir ]]; then _weir \"$@\"; else compdef _weir weir; fi\n");
 }
 
 }  // namespace
