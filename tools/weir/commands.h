@@ -15,6 +15,7 @@ void AddUp(CLI::App& app);
 void AddChat(CLI::App& app);
 void AddComplete(CLI::App& app);
 void AddTokenize(CLI::App& app);
+void AddBench(CLI::App& app);
 void AddKeys(CLI::App& app);
 void AddDoctor(CLI::App& app);
 void AddInspect(CLI::App& app);

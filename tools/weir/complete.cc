@@ -7,6 +7,7 @@
 #include <iostream>
 #include <iterator>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "tools/weir/client/answer.h"
@@ -31,6 +32,7 @@ struct CompleteOptions {
   std::string model;
   std::string prompt;
   std::string system;
+  std::optional<bool> thinking;
   bool is_chat = false;
   bool prints_json = false;
 };
@@ -66,6 +68,7 @@ class Completion {
     request.set_model(model_);
     if (!options_.system.empty()) Add(request, v1::ROLE_SYSTEM, options_.system);
     Add(request, v1::ROLE_USER, prompt);
+    if (options_.thinking) request.set_thinking(*options_.thinking);
     *request.mutable_sampling() = options_.sampling.Params();
     *request.mutable_stop_conditions() = options_.sampling.Stop();
     return client_.Chat(
@@ -143,6 +146,7 @@ void AddComplete(CLI::App& app) {
   command->add_option("--model", options->model, "which model; default: the only one");
   auto* chat = command->add_flag("--chat", options->is_chat, "put the prompt to the model as a user's message");
   command->add_option("--system", options->system, "system message")->needs(chat);
+  command->add_flag("--think,!--no-think", options->thinking, "let the model think first, where it can")->needs(chat);
   command->add_flag("--json", options->prints_json, "print one JSON object: text, token_ids, usage, timing, ...");
   AddSamplingFlags(*command, options->sampling);
   AddServerOptions(*command, options->server);

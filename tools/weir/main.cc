@@ -9,6 +9,7 @@ int main(int argc, char** argv) {
   weir::tools::AddChat(app);
   weir::tools::AddComplete(app);
   weir::tools::AddTokenize(app);
+  weir::tools::AddBench(app);
   weir::tools::AddKeys(app);
   weir::tools::AddDoctor(app);
   weir::tools::AddInspect(app);

@@ -196,12 +196,17 @@ class Reporter {
   void SetLastLines(std::function<std::string(size_t)> last_lines) { last_lines_ = std::move(last_lines); }
 
  private:
-  bool IsRank(size_t process) const { return process < static_cast<size_t>(options_.cluster.tp * options_.cluster.dp); }
+  bool IsRank(size_t process) const {
+    return process < static_cast<size_t>(options_.cluster.tp) * static_cast<size_t>(options_.cluster.dp);
+  }
   void Print(const std::string& name, const std::string& text) { bars_.Print(absl::StrFormat("%-9s  %s", name, text)); }
 
-  // spdlog's one-letter levels, as the programs write them.
-  static bool IsTrouble(const std::string& line) {
-    return line.find(" W ") == 23 || line.find(" E ") == 23 || line.find(" C ") == 23;
+  // By spdlog's one-letter levels, as the programs write them.  Until all are ready, processes warn of one another's
+  // absence.
+  bool IsTrouble(const std::string& line) const {
+    constexpr size_t kLevelAt = sizeof("2026-01-01 00:00:00.000") - 1;
+    const std::string level = line.size() > kLevelAt + 3 ? line.substr(kLevelAt, 3) : "";
+    return level == " E " || level == " C " || (level == " W " && are_all_ready_);
   }
 
   void Line(size_t process, const std::string& line) {
@@ -220,10 +225,13 @@ class Reporter {
   }
 
   void AllReady() {
+    are_all_ready_ = true;
     if (!options_.cluster.has_gateway) {
       Print("serving", "gateways connect at " + plan_.address);
     } else {
       Print("serving", plan_.address);
+      if (options_.cluster.keys.empty())
+        Print("clients", "anybody on this machine and nobody else: there are no --keys");
       Print("metrics", absl::StrCat("http://", plan_.gateway_ops_address, "/metrics of the gateway, http://",
                                     plan_.scheduler_ops_address, "/metrics of the scheduler"));
       Print("try", "weir chat --server " + plan_.address);
@@ -243,6 +251,7 @@ class Reporter {
   const ClusterPlan& plan_;
   LoadBars bars_;
   std::vector<std::ofstream> logs_;
+  bool are_all_ready_ = false;
   std::function<std::string(size_t)> last_lines_;
 };
 

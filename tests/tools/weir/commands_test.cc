@@ -170,8 +170,9 @@ TEST(CompletionTest, KnowsTwoShells) {
 }
 
 TEST(HelpTest, EveryCommandHasAnExample) {
-  for (const std::string command : {"", "up", "chat", "complete", "tokenize", "keys", "keys create", "keys list",
-                                    "keys revoke", "doctor", "inspect", "generate", "sim", "completion"}) {
+  for (const std::string command :
+       {"", "up", "chat", "complete", "tokenize", "bench", "bench serve", "keys", "keys create", "keys list",
+        "keys revoke", "doctor", "inspect", "generate", "sim", "completion"}) {
     const Outcome outcome = Weir(command + " --help");
     EXPECT_EQ(outcome.exit_code, 0) << command;
     EXPECT_THAT(outcome.output, HasSubstr("Example")) << command;

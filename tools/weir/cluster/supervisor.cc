@@ -41,6 +41,7 @@ absl::Status Supervisor::Run() {
   sigemptyset(&signals);
   for (const int signal : {SIGINT, SIGTERM, SIGCHLD}) sigaddset(&signals, signal);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  signal(SIGINT, SIG_DFL);  // a shell has it ignored by what it runs in the background
   signal_fd_ = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
   absl::Status status = Loop();
   for (Process& process : processes_) process.child.reset();
