@@ -206,7 +206,7 @@ class Reporter {
   bool IsTrouble(const std::string& line) const {
     constexpr size_t kLevelAt = sizeof("2026-01-01 00:00:00.000") - 1;
     const std::string level = line.size() > kLevelAt + 3 ? line.substr(kLevelAt, 3) : "";
-    return level == " E " || level == " C " || (level == " W " && are_all_ready_);
+    return level == " E " || level == " C " || (level == " W " && is_serving_);
   }
 
   void Line(size_t process, const std::string& line) {
@@ -225,7 +225,7 @@ class Reporter {
   }
 
   void AllReady() {
-    are_all_ready_ = true;
+    is_serving_ = true;
     if (!options_.cluster.has_gateway) {
       Print("serving", "gateways connect at " + plan_.address);
     } else {
@@ -237,6 +237,11 @@ class Reporter {
       Print("try", "weir chat --server " + plan_.address);
     }
     Print("stop", "Ctrl-C");
+  }
+
+  void Drain() {
+    is_serving_ = false;
+    Print("draining", "running requests end; Ctrl-C again kills");
   }
 
   void Death(size_t process, const std::string& how, std::optional<std::chrono::milliseconds> restart_in) {
@@ -251,7 +256,7 @@ class Reporter {
   const ClusterPlan& plan_;
   LoadBars bars_;
   std::vector<std::ofstream> logs_;
-  bool are_all_ready_ = false;
+  bool is_serving_ = false;
   std::function<std::string(size_t)> last_lines_;
 };
 
