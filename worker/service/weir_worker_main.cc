@@ -133,17 +133,28 @@ class ProgressLine {
   void Show(int64_t done, int64_t total) {
     const int percent = total > 0 ? static_cast<int>(done * 100 / total) : 100;
     const auto now = Clock::now();
-    const bool is_due = is_terminal_ ? now >= next_ || done == total : percent / 10 > shown_percent_ / 10;
+    // A small file is through before anybody could read a line about its half.
+    const bool is_worth_it = done == total || now - start_ > milliseconds(500);
+    const bool is_due =
+        is_worth_it && (is_terminal_ ? now >= next_ || done == total : percent / 10 > shown_percent_ / 10);
     if (!is_due || percent == shown_percent_) return;
     next_ = now + milliseconds(100);
     shown_percent_ = percent;
     const double seconds = std::max(1e-3, std::chrono::duration<double>(now - start_).count());
-    std::fprintf(stderr, "%srank %d: %d %% of %.1f GB, %.1f GB/s%s", is_terminal_ ? "\r" : "", rank_, percent,
-                 static_cast<double>(total) / 1e9, static_cast<double>(done) / 1e9 / seconds,
+    std::fprintf(stderr, "%srank %d: %d %% of %s, %.1f GB/s%s", is_terminal_ ? "\r" : "", rank_, percent,
+                 Size(total).c_str(), static_cast<double>(done) / 1e9 / seconds,
                  is_terminal_ && done < total ? "" : "\n");
   }
 
  private:
+  static std::string Size(int64_t num_bytes) {
+    char text[32];
+    const bool is_large = num_bytes >= 1'000'000'000;
+    std::snprintf(text, sizeof text, "%.1f %s", static_cast<double>(num_bytes) / (is_large ? 1e9 : 1e6),
+                  is_large ? "GB" : "MB");
+    return text;
+  }
+
   const int rank_;
   const bool is_terminal_;
   const Clock::time_point start_ = Clock::now();
