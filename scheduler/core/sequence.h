@@ -86,6 +86,8 @@ struct alignas(64) Sequence {
   bool has_own_output() const { return num_output_tokens() > num_resumed_tokens; }
 };
 
+// The members before it are of standard layout; that the whole is not does not move them.
+// NOLINTNEXTLINE(clang-diagnostic-invalid-offsetof)
 static_assert(offsetof(Sequence, stop_tokens) <= 128, "a step touches two cache lines of a sequence");
 
 // Owns the sequences.  Places are used again, the last freed first; addresses stay.
