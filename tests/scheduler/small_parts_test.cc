@@ -6,6 +6,7 @@
 #include "scheduler/core/deadlines.h"
 #include "scheduler/core/forecast.h"
 #include "scheduler/core/policy.h"
+#include "scheduler/core/sequence.h"
 #include "scheduler/core/steps_in_flight.h"
 #include "scheduler/core/wait_clock.h"
 
@@ -34,6 +35,12 @@ TEST(BufferPool, TheMemoryOfOneServesTheNext) {
   pool.Reserve(second, 100);
   pool.Append(second, 2);
   EXPECT_EQ(second.view().data(), memory);
+}
+
+TEST(Sequence, WhatEveryStepTouchesLiesInTwoCacheLines) {
+  const Sequence sequence;
+  const auto* begin = reinterpret_cast<const char*>(&sequence);
+  EXPECT_LE(reinterpret_cast<const char*>(&sequence.stop_tokens) - begin, 128);
 }
 
 TEST(Deadlines, GiveTheEarliest) {
