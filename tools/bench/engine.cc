@@ -5,10 +5,8 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <filesystem>
 #include <fstream>
 #include <functional>
-#include <iterator>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -19,34 +17,19 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/backend.h"
 #include "kernels/check.h"
+#include "tools/bench/bench_model.h"
 #include "tools/bench/ceilings.h"
-#include "tools/bench/random_checkpoint.h"
 #include "worker/checkpoint/checkpoint.h"
 #include "worker/rank.h"
 
 namespace weir::tools {
 namespace {
 
-namespace fs = std::filesystem;
 using worker::Checkpoint;
 using worker::Rank;
 using worker::SequenceWork;
 using worker::StepPlan;
 using worker::StepResult;
-
-constexpr int32_t kVocabulary = 32256, kBlockSize = 64;
-constexpr char kShape[] = R"({
-  "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "torch_dtype": "bfloat16",
-  "vocab_size": 32256, "hidden_size": 1024, "num_hidden_layers": 9, "num_attention_heads": 16,
-  "q_lora_rank": 512, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
-  "intermediate_size": 4096, "first_k_dense_replace": 1, "moe_layer_freq": 1, "moe_intermediate_size": 384,
-  "n_routed_experts": 64, "n_shared_experts": 1, "num_experts_per_tok": 6, "n_group": 1, "topk_group": 1,
-  "scoring_func": "sigmoid", "topk_method": "noaux_tc", "norm_topk_prob": true, "routed_scaling_factor": 2.5,
-  "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10000, "max_position_embeddings": 32768,
-  "bos_token_id": 0, "eos_token_id": 1)";
-constexpr char kFp8[] = R"(,
-  "quantization_config": {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
-                          "weight_block_size": [128, 128]})";
 
 struct Options {
   std::string cache;
@@ -70,34 +53,11 @@ T Must(absl::StatusOr<T> value) {
   return *std::move(value);
 }
 
-std::string DefaultCache() {
-  const char* home = std::getenv("HOME");
-  return std::string(home == nullptr ? "." : home) + "/.cache/weir/bench";
-}
-
 // A line on standard error that is written over.
 void ShowProgress(const std::string& what, int64_t done, int64_t total) {
   std::fprintf(stderr, "\r%s: %3lld %% of %.2f GB%s", what.c_str(),
                static_cast<long long>(100 * done / std::max<int64_t>(total, 1)), static_cast<double>(total) / 1e9,
                done == total ? "\n" : "");
-}
-
-std::string ReadFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-// The model's directory, written if it is not there or of another shape.
-std::string MakeModel(const Options& options, const std::string& dtype) {
-  const RandomCheckpoint model{std::string(kShape) + (dtype == "fp8" ? kFp8 : "") + "\n}\n"};
-  const std::string directory = absl::StrCat(options.cache, "/v3-754m-", dtype);
-  if (ReadFile(directory + "/config.json") == model.config_json) return directory;
-  std::error_code error;
-  fs::remove_all(directory, error);
-  const absl::Status status = WriteRandomCheckpoint(
-      model, directory, [&](int64_t done, int64_t total) { ShowProgress("writing " + directory, done, total); });
-  if (!status.ok()) Must<int>(status);
-  return directory;
 }
 
 // What one step must read and multiply at least.
@@ -113,7 +73,9 @@ class Engine {
   static constexpr int32_t kShortBlocks = 4, kLongBlocks = 68, kLongSlot = 32, kPromptSlot = 33;
 
   Engine(kernels::Backend& backend, const Options& options, const std::string& dtype) : dtype_(dtype) {
-    const std::string directory = MakeModel(options, dtype);
+    const std::string directory = Must(MakeBenchModel(options.cache, dtype, [&](int64_t done, int64_t total) {
+      ShowProgress("writing the model below " + options.cache, done, total);
+    }));
     const std::unique_ptr<Checkpoint> checkpoint = Must(Checkpoint::Open(directory));
     summary_ = worker::Summarize(*checkpoint);
     config_ = checkpoint->config();
@@ -175,7 +137,7 @@ class Engine {
  private:
   std::vector<int32_t> Tokens(int32_t count) {
     std::vector<int32_t> tokens(static_cast<size_t>(count));
-    for (int32_t& token : tokens) token = static_cast<int32_t>(engine_() % kVocabulary);
+    for (int32_t& token : tokens) token = static_cast<int32_t>(engine_() % kBenchModelVocabulary);
     return tokens;
   }
 
@@ -393,7 +355,7 @@ int main(int argc, char** argv) {
       "The ceiling of a row is the longer of reading its bytes and multiplying its products, at the rates measured in "
       "the same run.\n\nExample: bench_engine --dtype bf16 --threads 2 --json engine.json");
   weir::tools::Options options;
-  options.cache = weir::tools::DefaultCache();
+  options.cache = weir::tools::DefaultBenchCache();
   app.add_option("--cache", options.cache, "where the models are kept, 2.3 GB (default: ~/.cache/weir/bench)");
   app.add_option("--dtype", options.dtypes, "bf16, fp8 or both, separated by commas")
       ->delimiter(',')
