@@ -57,6 +57,11 @@ struct Options {
   std::exit(1);
 }
 
+// A line on a terminal that is written over.
+void Progress(const std::string& what) {
+  if (isatty(STDERR_FILENO) == 1) std::fprintf(stderr, "\r%s\033[K", what.c_str());
+}
+
 template <typename T>
 T Must(absl::StatusOr<T> value) {
   if (!value.ok()) Fail(std::string(value.status().message()));
@@ -265,7 +270,7 @@ int Run(Options options) {
     std::fprintf(stderr, "\rwriting the model: %3lld %%%s", static_cast<long long>(100 * done / total),
                  done == total ? "\n" : "");
   }));
-  std::fprintf(stderr, "loading the model twice ...");
+  Progress("loading the model twice");
   const std::unique_ptr<Checkpoint> checkpoint = Must(Checkpoint::Open(model));
   BareRank engine(*checkpoint, options);
   Cluster cluster(model, options);
@@ -275,11 +280,11 @@ int Run(Options options) {
   RunRound(options, options.rounds, engine, cluster, warmup);
   for (int32_t round = 0; round < options.rounds; ++round) {
     for (Case& c : cases) {
-      std::fprintf(stderr, "\rround %d of %d, %d streams \033[K", round + 1, options.rounds, c.streams);
+      Progress(absl::StrCat("round ", round + 1, " of ", options.rounds, ", ", c.streams, " streams"));
       RunRound(options, round, engine, cluster, c);
     }
   }
-  std::fprintf(stderr, "\r\033[K");
+  Progress("");
   std::vector<Row> rows;
   for (const Case& c : cases) rows.push_back(RowOf(c));
   std::printf("%s; %s; %s, %d tokens in, %d out, medians of %d rounds\n\n", MachineName().c_str(),
