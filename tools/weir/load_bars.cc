@@ -6,11 +6,17 @@
 #include <cstdio>
 #include <string>
 
+#include "absl/strings/str_format.h"
+
 namespace weir::tools {
 namespace {
 
 constexpr int kBarWidth = 32;
 constexpr std::chrono::seconds kLineInterval{5};
+
+std::string Size(double gigabytes) {
+  return gigabytes >= 1 ? absl::StrFormat("%.1f GB", gigabytes) : absl::StrFormat("%.1f MB", 1000 * gigabytes);
+}
 
 }  // namespace
 
@@ -27,7 +33,8 @@ void LoadBars::Update(int32_t rank, const LoadLine& load) {
     const auto now = std::chrono::steady_clock::now();
     if (now < bar.next_line) return;
     bar.next_line = now + kLineInterval;
-    std::printf("rank %-4d  loading %3d %% of %.1f GB, %.1f GB/s\n", rank, load.percent, load.total_gb, load.gb_per_s);
+    std::printf("rank %-4d  loading %3d %% of %s, %.1f GB/s\n", rank, load.percent, Size(load.total_gb).c_str(),
+                load.gb_per_s);
     std::fflush(stdout);
     return;
   }
@@ -55,8 +62,8 @@ void LoadBars::Draw() {
     const LoadLine& load = bars_[rank].load;
     const double left_gb = load.total_gb * (100 - load.percent) / 100;
     const std::string bar(static_cast<size_t>(std::clamp(load.percent, 0, 100) * kBarWidth / 100), '#');
-    std::printf("rank %-4zu  [%-*s] %3d %% of %.1f GB, %.1f GB/s, %.0f s left\n", rank, kBarWidth, bar.c_str(),
-                load.percent, load.total_gb, load.gb_per_s, load.gb_per_s > 0 ? left_gb / load.gb_per_s : 0.0);
+    std::printf("rank %-4zu  [%-*s] %3d %% of %s, %.1f GB/s, %.0f s left\n", rank, kBarWidth, bar.c_str(), load.percent,
+                Size(load.total_gb).c_str(), load.gb_per_s, load.gb_per_s > 0 ? left_gb / load.gb_per_s : 0.0);
     ++num_drawn_;
   }
   std::fflush(stdout);

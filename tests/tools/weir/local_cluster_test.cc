@@ -87,11 +87,13 @@ TEST(LoadLineTest, ReadsWhatWorkersWrite) {
   EXPECT_EQ(load->percent, 43);
   EXPECT_DOUBLE_EQ(load->total_gb, 12.4);
   EXPECT_DOUBLE_EQ(load->gb_per_s, 1.9);
+  EXPECT_DOUBLE_EQ(ParseLoadLine("rank 0: 100 % of 250.0 MB, 0.1 GB/s")->total_gb, 0.25);
 }
 
 TEST(LoadLineTest, LeavesOtherLinesAlone) {
   EXPECT_FALSE(ParseLoadLine("rank 0: serving at unix:/run/w/rank-0").has_value());
   EXPECT_FALSE(ParseLoadLine("rank 0: 43 % of 12.4 GB").has_value());
+  EXPECT_FALSE(ParseLoadLine("rank 0: 43 % of 12.4 XB, 1.9 GB/s").has_value());
   EXPECT_FALSE(ParseLoadLine("").has_value());
 }
 

@@ -138,10 +138,12 @@ absl::Status CheckPlan(const ClusterPlan& plan, const std::string& run_directory
 std::optional<LoadLine> ParseLoadLine(std::string_view line) {
   LoadLine load;
   int rank = 0, end = 0;
+  char unit = ' ';
   const std::string text(line);
-  const int found = std::sscanf(text.c_str(), "rank %d: %d %% of %lf GB, %lf GB/s%n", &rank, &load.percent,
-                                &load.total_gb, &load.gb_per_s, &end);
-  if (found != 4 || end == 0) return std::nullopt;
+  const int found = std::sscanf(text.c_str(), "rank %d: %d %% of %lf %cB, %lf GB/s%n", &rank, &load.percent,
+                                &load.total_gb, &unit, &load.gb_per_s, &end);
+  if (found != 5 || end == 0 || (unit != 'G' && unit != 'M')) return std::nullopt;
+  if (unit == 'M') load.total_gb /= 1000;
   return load;
 }
 
