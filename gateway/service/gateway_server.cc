@@ -1,5 +1,6 @@
 #include "gateway/service/gateway_server.h"
 
+#include <grpc/grpc.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <spdlog/spdlog.h>
@@ -55,6 +56,13 @@ std::shared_ptr<grpc::ServerCredentials> CredentialsOf(const GatewayOptions& opt
   grpc::SslServerCredentialsOptions tls;
   tls.pem_key_cert_pairs.push_back({options.tls_key_pem, options.tls_certificate_pem});
   return grpc::SslServerCredentials(tls);
+}
+
+// gRPC closes itself down with the last object of its kind, and may wait 10 s for a poller of its own while it does: it
+// is kept until the process ends.
+void KeepLibrary() {
+  static const bool is_kept = (grpc_init(), true);
+  static_cast<void>(is_kept);
 }
 
 // The replicas of one model and the streams to them.
@@ -180,6 +188,7 @@ std::unique_ptr<GatewayServer> GatewayServer::Start(GatewayOptions options,
                                                     std::shared_ptr<prometheus::Registry> registry,
                                                     std::string& error) {
   const std::string listen = options.listen;
+  KeepLibrary();
   auto parts = std::make_unique<Parts>(std::move(options), std::move(registry));
   if (!parts->Listen()) {
     error = "cannot listen on " + listen +
