@@ -1,5 +1,6 @@
 #include "gateway/service/gateway_server.h"
 
+#include <google/protobuf/stubs/logging.h>
 #include <grpc/grpc.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
@@ -58,11 +59,16 @@ std::shared_ptr<grpc::ServerCredentials> CredentialsOf(const GatewayOptions& opt
   return grpc::SslServerCredentials(tls);
 }
 
-// gRPC closes itself down with the last object of its kind, and may wait 10 s for a poller of its own while it does: it
-// is kept until the process ends.
-void KeepLibrary() {
-  static const bool is_kept = (grpc_init(), true);
-  static_cast<void>(is_kept);
+// Once a process.  gRPC closes itself down with the last object of its kind, and may wait 10 s for a poller of its own
+// while it does: it is kept until the process ends.  Protobuf writes a line of its own about every message that is not
+// UTF-8, as often as a client likes: the client is told, and that is enough.
+void SetUpLibraries() {
+  static const bool is_set_up = [] {
+    grpc_init();
+    google::protobuf::SetLogHandler(nullptr);
+    return true;
+  }();
+  static_cast<void>(is_set_up);
 }
 
 // The replicas of one model and the streams to them.
@@ -188,7 +194,7 @@ std::unique_ptr<GatewayServer> GatewayServer::Start(GatewayOptions options,
                                                     std::shared_ptr<prometheus::Registry> registry,
                                                     std::string& error) {
   const std::string listen = options.listen;
-  KeepLibrary();
+  SetUpLibraries();
   auto parts = std::make_unique<Parts>(std::move(options), std::move(registry));
   if (!parts->Listen()) {
     error = "cannot listen on " + listen +
