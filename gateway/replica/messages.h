@@ -21,7 +21,7 @@ namespace weir::gateway {
 
 // A request, ready to run on any replica.  Does not change while it lives.
 struct Submission {
-  std::string request_id;  // lasting: with the seed it names the sampling noise, so every replica draws the same tokens
+  std::string request_id;
   std::vector<std::string> tenant_path;
   std::vector<double> tenant_weights;
   Priority priority = Priority::kStandard;

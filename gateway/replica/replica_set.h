@@ -15,7 +15,7 @@
 // The replicas of one model, and the requests that run on them.
 //
 // A request goes to the ready replica with the least to do.  When its replica is lost, it goes to another one, or to
-// the same one when that is back, with the tokens it has: the sampling noise is named by request and seed, so the
+// the same one when that is back, with the tokens it has: sampling is a function of seed and position, so the
 // client sees a pause and then the tokens it would have seen.  Losses and waiting are bounded.
 //
 // Thread-safe.  Reads no clock; sinks are called without its lock, so they may call it.

@@ -141,6 +141,7 @@ void FillSubmit(uint64_t attempt, const Submission& submission, const std::vecto
   out.mutable_stop_token_ids()->Add(submission.stop_tokens.begin(), submission.stop_tokens.end());
   FillSampling(submission, *out.mutable_sampling());
   out.set_seed(submission.seed);
+  out.set_noise_name(0);  // the seed alone: whoever gives it again gets the same answer again
   out.set_cache_namespace_key(submission.cache_namespace_key.data(), submission.cache_namespace_key.size());
   out.set_traceparent(submission.traceparent);
 }

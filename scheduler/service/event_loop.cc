@@ -159,7 +159,7 @@ void EventLoop::Admit(Submission& submission, TenantId tenant) {
                  .number = submission.number,
                  .name = submission.name,
                  .tenant = tenant,
-                 .noise_name = NoiseName(submission.name),
+                 .noise_name = submission.noise_name,
                  .seed = submission.seed,
                  .sampling = std::move(submission.sampling),
                  .wants_logprobs = submission.wants_logprobs,

@@ -83,6 +83,7 @@ struct Submission {
   GatewayId gateway = 0;
   uint64_t number = 0;
   std::string name;
+  uint64_t noise_name = 0;  // with the seed
   std::vector<std::string> tenant_path;
   std::vector<double> tenant_weights;
   PriorityClass priority = PriorityClass::kStandard;

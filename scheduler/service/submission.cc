@@ -4,6 +4,7 @@
 #include <limits>
 #include <utility>
 
+#include "scheduler/service/request_table.h"
 #include "weir/scheduler/v1/scheduler.pb.h"
 
 namespace weir::scheduler {
@@ -133,6 +134,7 @@ std::shared_ptr<const worker::v1::SamplingParams> WithDefaults(const worker::v1:
 void ReadRest(const v1::Submit& message, TimeUs now, Submission& submission) {
   submission.number = message.stream_request_id();
   submission.name = message.request_id();
+  submission.noise_name = message.has_noise_name() ? message.noise_name() : NoiseName(message.request_id());
   submission.tenant_path.assign(message.tenant_path().begin(), message.tenant_path().end());
   submission.tenant_weights.assign(message.tenant_weights().begin(), message.tenant_weights().end());
   submission.priority = PriorityOf(message.priority());

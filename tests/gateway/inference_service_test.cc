@@ -107,6 +107,8 @@ TEST_F(InferenceServiceTest, SendsTheReplicaWhatTheClientAskedFor) {
   EXPECT_TRUE(submit->sampling().wants_logprob());
   EXPECT_EQ(submit->sampling().num_top_logprobs(), 3u);
   EXPECT_EQ(submit->seed(), 42u);
+  EXPECT_TRUE(submit->has_noise_name());
+  EXPECT_EQ(submit->noise_name(), 0u) << "the seed alone decides the noise";
   EXPECT_EQ(submit->cache_namespace_key().size(), 16u);
   scheduler().Admit(submit->stream_request_id());
   scheduler().End(submit->stream_request_id(), wire::END_REASON_LENGTH);

@@ -7,7 +7,9 @@
 #include "scheduler/service/request_table.h"
 #include "scheduler/service/result_gather.h"
 #include "scheduler/service/step_pace.h"
+#include "scheduler/service/submission.h"
 #include "scheduler/service/tenant_table.h"
+#include "weir/scheduler/v1/scheduler.pb.h"
 
 namespace weir::scheduler {
 namespace {
@@ -54,6 +56,20 @@ TEST(RequestTableTest, NoiseNamesAreTheSameOnEveryReplica) {
   EXPECT_EQ(NoiseName(""), 0xcbf29ce484222325u);
   EXPECT_EQ(NoiseName("a"), 0xaf63dc4c8601ec8cu);  // published test vectors of FNV-1a
   EXPECT_EQ(NoiseName("foobar"), 0x85944171f73967e8u);
+}
+
+TEST(SubmissionTest, TheNoiseIsNamedByTheRequestUnlessTheGatewayNamesIt) {
+  v1::Submit message;
+  message.set_request_id("foobar");
+  message.add_prompt_token_ids(1);
+  message.set_max_tokens(1);
+  const ReplicaView replica{.max_model_len = 10, .vocab_size = 5, .block_size = 4};
+  Submission submission;
+  ASSERT_EQ(ReadSubmission(message, replica, {}, 0, submission), "");
+  EXPECT_EQ(submission.noise_name, NoiseName("foobar"));
+  message.set_noise_name(0);
+  ASSERT_EQ(ReadSubmission(message, replica, {}, 0, submission), "");
+  EXPECT_EQ(submission.noise_name, 0u);
 }
 
 TEST(RequestTableTest, FindsAGatewaysRequestsAndNoOthers) {
