@@ -117,7 +117,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     case 2:
       FuzzText<v1::TokenizeRequest, v1::TokenizeResponse>(data + 1, rest, weir::gateway::TokenizeInput);
       break;
-    case 3:
+    default:
       FuzzText<v1::DetokenizeRequest, v1::DetokenizeResponse>(data + 1, rest, weir::gateway::DetokenizeIds);
       break;
   }
