@@ -1,6 +1,7 @@
 // What serving costs: the same requests through gateway, scheduler and a rank process, and on a bare rank in this
 // process, in turn.
 
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -45,6 +46,7 @@ struct Options {
   std::string cache = DefaultBenchCache();
   std::string dtype = "bf16";
   std::string json;
+  std::string scheduler_config;
   std::vector<int32_t> streams = {1, 8, 32};
   int32_t input_tokens = 128, output_tokens = 64;
   int32_t threads = 0;
@@ -69,6 +71,39 @@ T Must(absl::StatusOr<T> value) {
 }
 
 double NowS() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+// ---- processor time ----
+
+// Of this process, all threads.
+double OwnCpuS() {
+  rusage usage = {};
+  getrusage(RUSAGE_SELF, &usage);
+  const auto seconds = [](const timeval& time) {
+    return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) * 1e-6;
+  };
+  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+}
+
+// What the children of a process have used so far, its ranks and the others apart.
+struct ChildrenCpu {
+  double ranks_s = 0, others_s = 0;
+};
+
+ChildrenCpu CpuOfChildren(pid_t parent) {
+  ChildrenCpu cpu;
+  const double ticks_per_s = static_cast<double>(sysconf(_SC_CLK_TCK));
+  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
+    std::ifstream file(entry.path() / "stat");
+    std::string pid, name, state, skipped;
+    pid_t its_parent = 0;
+    double user = 0, system = 0;
+    if (!(file >> pid >> name >> state >> its_parent) || its_parent != parent) continue;
+    for (int i = 0; i < 9; ++i) file >> skipped;  // up to majflt and cmajflt: see proc(5)
+    file >> user >> system;
+    (name == "(weir-worker)" ? cpu.ranks_s : cpu.others_s) += (user + system) / ticks_per_s;
+  }
+  return cpu;
+}
 
 // ---- the bare rank ----
 
@@ -156,12 +191,7 @@ class BareRank {
 class Cluster {
  public:
   Cluster(const std::string& model, const Options& options)
-      : child_(Must(ChildProcess::Start(
-            {ProgramDirectory() + "/weir", "up", "--model", model, "--name", "bench", "--port", "0", "--ops-port", "0",
-             absl::StrCat("--threads=", options.threads),
-             absl::StrCat("--max-num-batched-tokens=", options.batched_tokens),
-             absl::StrCat("--max-num-seqs=", kMaxStreams),
-             absl::StrCat("--max-model-len=", 2 * (options.input_tokens + options.output_tokens))}))) {
+      : child_(Must(ChildProcess::Start(Command(model, options)))) {
     const double give_up_s = NowS() + 300;
     std::string said;
     while (address_.empty()) {
@@ -186,6 +216,30 @@ class Cluster {
     return records;
   }
 
+  static std::vector<std::string> Command(const std::string& model, const Options& options) {
+    std::vector<std::string> argv = {
+        ProgramDirectory() + "/weir",
+        "up",
+        "--model",
+        model,
+        "--name",
+        "bench",
+        "--port",
+        "0",
+        "--ops-port",
+        "0",
+        absl::StrCat("--threads=", options.threads),
+        absl::StrCat("--max-num-batched-tokens=", options.batched_tokens),
+        absl::StrCat("--max-num-seqs=", kMaxStreams),
+        absl::StrCat("--max-model-len=", 2 * (options.input_tokens + options.output_tokens))};
+    if (!options.scheduler_config.empty()) {
+      argv.insert(argv.end(), {"--scheduler-config", options.scheduler_config});
+    }
+    return argv;
+  }
+
+  ChildrenCpu Cpu() const { return CpuOfChildren(child_.pid()); }
+
   LoadRunOptions RunOptions(uint64_t seed) const {
     return {.model = model_.name(), .vocab_size = model_.vocab_size(), .avoided_ids = {0, 1}, .seed = seed};
   }
@@ -202,18 +256,31 @@ class Cluster {
 struct Case {
   int32_t streams = 0;
   std::vector<double> engine, served;  // tokens/s, one a round
+  // Processor seconds of all rounds: of the bare rank, of the rank that serves, of gateway, scheduler and client.
+  double engine_cpu_s = 0, rank_cpu_s = 0, shells_cpu_s = 0;
   std::vector<RequestRecord> records;  // of all rounds
 };
 
 struct Row {
   int32_t streams = 0;
   double engine = 0, served = 0, lost = 0;
+  double engine_cpu_ms = 0, rank_cpu_ms = 0, shells_cpu_ms = 0;  // processor time an output token
+  double extra_cpu() const { return (rank_cpu_ms + shells_cpu_ms) / engine_cpu_ms - 1; }
   LoadReport report;
 };
 
 Row RowOf(const Case& c) {
   const double engine = Median(c.engine), served = Median(c.served);
-  return {c.streams, engine, served, 1 - served / engine, Summarize(c.records, {})};
+  const LoadReport report = Summarize(c.records, {});
+  const double ms_per_token = 1e3 / static_cast<double>(report.num_output_tokens);
+  return {c.streams,
+          engine,
+          served,
+          1 - served / engine,
+          c.engine_cpu_s * ms_per_token,
+          c.rank_cpu_s * ms_per_token,
+          c.shells_cpu_s * ms_per_token,
+          report};
 }
 
 void RunRound(const Options& options, int32_t round, BareRank& engine, Cluster& cluster, Case& c) {
@@ -226,20 +293,33 @@ void RunRound(const Options& options, int32_t round, BareRank& engine, Cluster& 
     prompts.push_back(PromptIds(plan[i], seed, i, run.vocab_size, run.avoided_ids));
   }
   const double tokens = static_cast<double>(c.streams) * options.output_tokens;
+  const double before_engine_s = OwnCpuS();
   c.engine.push_back(tokens / engine.Run(prompts));
+  const double after_engine_s = OwnCpuS();
+  const ChildrenCpu before = cluster.Cpu();
   const std::vector<RequestRecord> records = cluster.Run(plan, seed);
+  const ChildrenCpu after = cluster.Cpu();
+  c.engine_cpu_s += after_engine_s - before_engine_s;
+  c.rank_cpu_s += after.ranks_s - before.ranks_s;
+  c.shells_cpu_s += after.others_s - before.others_s + OwnCpuS() - after_engine_s;
   c.served.push_back(Summarize(records, {}).output_tokens_per_s());
   c.records.insert(c.records.end(), records.begin(), records.end());
 }
 
 void Print(const std::vector<Row>& rows) {
-  std::printf("%8s %14s %14s %8s %10s %10s %10s %10s\n", "streams", "bare tokens/s", "served", "lost", "TTFT p50",
-              "TTFT p99", "TPOT p50", "ITL p99");
+  std::printf("%8s %14s %10s %8s %10s %10s %10s %10s | %-30s\n", "", "bare", "served", "", "TTFT", "TTFT", "TPOT",
+              "ITL", "processor ms per output token");
+  std::printf("%8s %14s %10s %8s %10s %10s %10s %10s | %10s %10s %8s %8s\n", "streams", "tokens/s", "tokens/s", "lost",
+              "p50", "p99", "p50", "p99", "bare rank", "its rank", "shells", "extra");
   for (const Row& row : rows) {
-    std::printf("%8d %14.1f %14.1f %7.1f%% %7.0f ms %7.0f ms %7.1f ms %7.1f ms\n", row.streams, row.engine, row.served,
-                100 * row.lost, row.report.ttft_ms.p50, row.report.ttft_ms.p99, row.report.tpot_ms.p50,
-                row.report.itl_ms.p99);
+    std::printf("%8d %14.1f %10.1f %7.1f%% %7.0f ms %7.0f ms %7.1f ms %7.1f ms | %10.2f %10.2f %8.2f %+7.1f%%\n",
+                row.streams, row.engine, row.served, 100 * row.lost, row.report.ttft_ms.p50, row.report.ttft_ms.p99,
+                row.report.tpot_ms.p50, row.report.itl_ms.p99, row.engine_cpu_ms, row.rank_cpu_ms, row.shells_cpu_ms,
+                100 * row.extra_cpu());
   }
+  std::printf(
+      "\nshells: gateway, scheduler and the client.  On a machine that others use as well, the processor times are "
+      "what can be trusted.\n");
 }
 
 bool WriteJson(const Options& options, const std::string& detail, const std::vector<Row>& rows) {
@@ -249,6 +329,11 @@ bool WriteJson(const Options& options, const std::string& detail, const std::vec
                     {"engine_tokens_per_s", row.engine},
                     {"served_tokens_per_s", row.served},
                     {"share_lost", row.lost},
+                    {"cpu_ms_per_token",
+                     {{"engine", row.engine_cpu_ms},
+                      {"rank", row.rank_cpu_ms},
+                      {"shells", row.shells_cpu_ms},
+                      {"extra_share", row.extra_cpu()}}},
                     {"latencies", ToJson(row.report, {})}});
   }
   std::ofstream file(options.json);
@@ -320,6 +405,8 @@ int main(int argc, char** argv) {
   app.add_option("--max-num-batched-tokens", options.batched_tokens, "rows of a step")
       ->check(CLI::Range(2048, 1 << 16))
       ->capture_default_str();
+  app.add_option("--scheduler-config", options.scheduler_config, "YAML file for the scheduler")
+      ->check(CLI::ExistingFile);
   app.add_option("--rounds", options.rounds, "interleaved rounds; the median counts")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();

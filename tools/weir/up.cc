@@ -182,7 +182,7 @@ class Reporter {
         .on_all_ready = [this] { AllReady(); },
         .on_death = [this](size_t process, const std::string& how,
                            std::optional<std::chrono::milliseconds> restart_in) { Death(process, how, restart_in); },
-        .on_drain = [this] { Print("draining", "running requests end; Ctrl-C again kills"); },
+        .on_drain = [this] { Drain(); },
         .on_kill = [this](const std::string& why) { Print("killing", why); }};
   }
 

@@ -32,6 +32,7 @@ using nlohmann::json;
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 using ::testing::HasSubstr;
+using ::testing::Not;
 using worker::TestDirectory;
 using worker::WriteTextFile;
 
@@ -123,7 +124,10 @@ class UpTest : public ::testing::Test {
 
   int WaitForEnd() {
     std::optional<int> status;
-    BecomesTrue([&] { return (status = up_->TryWait()).has_value(); });
+    BecomesTrue([&] {
+      up_->ReadLines([&](std::string_view line) { said_ += std::string(line) + "\n"; });
+      return (status = up_->TryWait()).has_value();
+    });
     return status.value_or(-1);
   }
 
@@ -179,6 +183,7 @@ TEST_F(UpTest, ServesTheTokensOfWeirGenerateAndDrains) {
   EXPECT_EQ(ChildrenOf(pid, "weir-").size(), 4U);
   up_->Signal(SIGTERM);
   EXPECT_EQ(WaitForEnd(), 0) << said_;
+  EXPECT_THAT(said_, Not(HasSubstr(" W "))) << "nothing happened that anybody must know";
 }
 
 TEST_F(UpTest, AStreamSurvivesTheDeathOfARank) {
