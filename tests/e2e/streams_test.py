@@ -47,11 +47,11 @@ class StreamsTest(unittest.TestCase):
         for stream, expected in zip(streams, alone):
             self.assertEqual(stream.token_ids, expected)
 
-    def test_a_sampled_answer_depends_on_its_seed_and_name_and_on_nothing_else(self):
+    def test_a_sampled_answer_depends_on_its_seed_and_on_nothing_else(self):
         ask = lambda seed, name: self.client.generate([400, 401, 402], 40, temperature=1.0, seed=seed, request_id=name)
         alone = ask(7, "once").join().token_ids
         crowd = [self.client.generate(p, 50, temperature=1.0) for p in prompts_of(random.Random(2), 12)]
-        again, other = ask(7, "once").join().token_ids, ask(8, "once").join().token_ids
+        again, other = ask(7, "again").join().token_ids, ask(8, "other").join().token_ids
         for stream in crowd:
             self.check_whole(stream.join(), 50)
         self.assertEqual(again, alone)
