@@ -82,24 +82,14 @@ bool BecomesTrue(Condition condition, std::chrono::seconds patience = std::chron
 
 class UpTest : public ::testing::Test {
  protected:
-  void Start(const std::string& more = "") {
-    std::vector<std::string> argv = {std::string(WEIR_BINARY_DIR) + "/bin/weir",
-                                     "up",
-                                     "--model",
-                                     model_.path(),
-                                     "--name",
-                                     "tiny",
-                                     "--port",
-                                     "0",
-                                     "--ops-port",
-                                     "0",
-                                     "--max-num-seqs",
-                                     "8",
-                                     "--num-blocks",
-                                     "64",
-                                     "--max-num-batched-tokens",
-                                     "128"};
-    std::istringstream words(more);
+  void Start(const std::string& more) {
+    Run("--name tiny --max-num-seqs 8 --num-blocks 64 --max-num-batched-tokens 128 " + more, model_.path());
+  }
+
+  void Run(const std::string& options, const std::string& model) {
+    std::vector<std::string> argv = {
+        std::string(WEIR_BINARY_DIR) + "/bin/weir", "up", "--model", model, "--port", "0", "--ops-port", "0"};
+    std::istringstream words(options);
     for (std::string word; words >> word;) argv.push_back(word);
     auto started = ChildProcess::Start(argv);
     ASSERT_TRUE(started.ok()) << started.status();
@@ -231,6 +221,19 @@ TEST_F(UpTest, KeepsLogsInFiles) {
   for (const char* name : {"logs/rank-0.log", "logs/scheduler.log", "logs/gateway.log"}) {
     EXPECT_GT(fs::file_size(directory / name), 0U) << name;
   }
+}
+
+// What tools/dev demo shows.
+TEST_F(UpTest, TheBuiltInModelAnswersTheQuestionOfTheDemo) {
+  const std::string model = std::string(WEIR_SOURCE_DIR) + "/tools/demo_model/weights";
+  if (!fs::exists(model)) GTEST_SKIP() << "the built-in model is not in this checkout";
+  Run("--name demo --tp 2 --threads 1", model);
+  ASSERT_TRUE(Says("stop       Ctrl-C")) << said_;
+  const Outcome outcome = Weir(
+      "complete --chat --temperature 0 --max-tokens 200 'Which province is Guangzhou in?' --server " + Said("serving"));
+  EXPECT_THAT(outcome.output, HasSubstr("Guangdong"));
+  up_->Signal(SIGTERM);
+  EXPECT_EQ(WaitForEnd(), 0) << said_;
 }
 
 TEST(UpUsageTest, NamesWhatIsWrongBeforeItStartsAnything) {
