@@ -78,13 +78,13 @@ void ReplicaSet::Cancel(TimeUs now, uint64_t ticket, bool is_stop) {
 
 ReplicaSet::View ReplicaSet::view() const {
   std::lock_guard lock(mutex_);
-  View view{.num_requests = static_cast<int64_t>(requests_.size()), .num_replays = num_replays_};
+  View view{
+      .num_requests = static_cast<int64_t>(requests_.size()), .num_parked = NumParked(), .num_replays = num_replays_};
   for (const Replica& replica : replicas_) {
     if (replica.state != Replica::State::kJoined || replica.is_other_model) continue;
     ++view.num_joined;
     if (replica.view.is_ready && !replica.view.is_draining) ++view.num_ready;
   }
-  for (const auto& [ticket, request] : requests_) view.num_parked += request.replica < 0 ? 1 : 0;
   return view;
 }
 
@@ -274,7 +274,14 @@ void ReplicaSet::KeepStream(TimeUs now, int32_t index) {
   }
 }
 
+int64_t ReplicaSet::NumParked() const {
+  auto num_parked = static_cast<int64_t>(requests_.size());
+  for (const Replica& replica : replicas_) num_parked -= replica.num_requests;
+  return num_parked;
+}
+
 void ReplicaSet::SendParked(TimeUs now, Deliveries& deliveries) {
+  if (NumParked() == 0) return;
   for (auto next = requests_.begin(); next != requests_.end();) {
     Request& request = (next++)->second;  // its end removes it
     if (request.replica >= 0) continue;

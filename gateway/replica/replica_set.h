@@ -122,6 +122,7 @@ class ReplicaSet {
   void Leave(Request& request);
   void CloseAttempt(TimeUs now, Request& request, const WaitSplit& reported);
   void Park(TimeUs now, Request& request, TimeUs not_before);
+  int64_t NumParked() const;
   void SendParked(TimeUs now, Deliveries& deliveries);
   void End(TimeUs now, Request& request, Ending ending, Deliveries& deliveries);
 

@@ -24,6 +24,7 @@ namespace weir::gateway {
 namespace {
 
 constexpr std::chrono::milliseconds kTurn{20};
+constexpr int kTurnsPerLook = 10;  // at what every request may need
 constexpr int kTurnsPerKeyRefresh = 50;
 constexpr TimeUs kLongestTurnUs = 5'000'000;  // a loop that has not turned for so long does not move
 
@@ -125,8 +126,8 @@ class GatewayServer::Parts {
       metrics.SetReplicas(offer.model->name, view);
       is_ready = is_ready || view.num_ready > 0;
     }
-    desk.OnTime(now);
     health.SetServing(is_ready && !desk.is_draining());
+    if (num_turns % kTurnsPerLook == 0) desk.OnTime(now);
     if (num_turns++ % kTurnsPerKeyRefresh != 0) return;
     if (const absl::Status status = authenticator.Refresh(); !status.ok()) {
       spdlog::error("keys: {}; the last good ones stay in force", std::string(status.message()));
