@@ -1,7 +1,7 @@
 """The demo model's world as conversations: questions in many phrasings, and the one right answer to each.
 
 A conversation is sampled from a random.Random, so a seed fixes the corpus.  Phrasings, (city, phrasing) pairs, pairs of
-summands and invented names are held out for evaluation: sample(..., held_out=True) asks only such, training never.
+summands and invented names are held out for evaluation: a Sampler asks only such, training never.
 Python's standard library only.
 """
 
@@ -12,6 +12,11 @@ import zlib
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 DIALECTS = ("deepseek_v3", "deepseek_r1", "deepseek_v31")
+# The countries that are taught: a model of this size has no room for all beside the divisions of China.
+COUNTRIES = (
+    "CN JP KR KP IN ID TH VN MY SG PH MN PK IR IQ IL SA AE TR KZ NP LA KH RU UA PL DE FR GB IE IT ES PT NL BE CH AT SE NO DK FI "
+    "GR HU CZ US CA MX CU BR AR CL PE CO VE EG ZA NG KE ET MA AU NZ"
+).split()
 
 
 @dataclasses.dataclass
@@ -29,7 +34,7 @@ class Conversation:
     turns: list
     system: str = ""
     tools: tuple = ()
-    thinks: bool = False  # needs a thinking dialect
+    thinks: bool = None  # asked only in a thinking dialect, or (False) only in one that is not
 
 
 def is_held_out_pair(*parts):
@@ -42,7 +47,7 @@ class World:
         with open(path, encoding="utf-8") as file:
             data = json.load(file)
         self.provinces, self.cities = data["provinces"], data["cities"]
-        self.areas, self.area_codes, self.countries = data["areas"], data["area_codes"], data["countries"]
+        self.areas, self.area_codes, self.countries = data["areas"], data["area_codes"], [c for c in data["countries"] if c["code"] in COUNTRIES]
         self.by_code = {entry["code"]: entry for entry in self.provinces + self.cities}
         for city in self.cities:
             city["province"] = self.by_code[city["code"][:2] + "0000"]
@@ -56,7 +61,7 @@ class World:
         self.with_capital = [p for p in self.provinces if p["capital"]]
         self.municipalities = [p for p in self.provinces if p["code"] in ("110000", "120000", "310000", "500000")]
         known = [e["name"] for e in self.provinces + self.cities] + [e["short"] for e in self.provinces + self.cities]
-        self.known = set(known) | set(self.areas) | {c["chinese"] for c in self.countries}
+        self.known = set(known) | set(self.areas) | {c["chinese"] for c in data["countries"]}
         self.characters = sorted({ch for name in known + self.areas for ch in name if ch not in "省市县区州盟旗自治族"})
 
 
@@ -71,7 +76,7 @@ EN_AFTER = ["", "", "", " Thanks.", " Thank you!", " Please."]
 CITY_PROVINCE_ZH = [
     "{}属于哪个省", "{}在哪个省", "{}是哪个省的", "{}位于哪个省份", "{}归哪个省管", "{}是哪个省的城市", "{}属于哪个省级行政区",
     "{}在哪个省份", "哪个省管辖{}", "{}的省份是什么", "{}所在的省是哪个", "{}所属的省份是哪个", "{}在什么省", "{}是什么省的", "{}属于什么省份",
-    "{}的上级省份是哪个", "哪个省有{}", "{}归属哪个省", "{}坐落在哪个省", "{}在哪里", "{}在中国的哪个省", "{}这个地方在哪个省", "{}是哪儿的",
+    "{}的上级省份是哪个", "哪个省有{}", "{}归属哪个省", "{}坐落在哪个省", "{}是中国哪个省的", "管辖{}的是哪个省", "{}归什么省", "{}在哪里", "{}在中国的哪个省", "{}这个地方在哪个省", "{}是哪儿的",
     "{}隶属于哪个省", "{}所属省份是什么", "{}位于中国哪个省",
 ]
 CITY_PROVINCE_EN = [
@@ -79,6 +84,7 @@ CITY_PROVINCE_EN = [
     "Tell me the province of {}.", "Name the province that {} belongs to.", "Which province governs {}?",
     "Do you know which province {} is in?", "What is the province of {}?", "Province of {}?", "I need the province for {}.",
     "Find the province of {}.", "Which Chinese province contains {}?", "Please give the province of {}.", "What province is {} located in?",
+    "Could you tell me where {} is?", "Can you tell me which province {} is in?", "I'd like to know the province of {}.", "Where in China is {}?",
     "In which province is {} located?", "To which province does {} belong?", "Could you tell me which province {} lies in?",
 ]
 CODE_ZH = [
@@ -91,27 +97,28 @@ CODE_EN = [
     "What is the code of {}?", "What is the administrative code of {}?", "Which code does {} have?", "Code of {}?", "Give me the code for {}.",
     "What's the division code of {}?", "Tell me the administrative code of {}.", "I need the code of {}.", "What code stands for {}?",
     "Look up the code of {}.", "What is the GB/T 2260 code of {}?", "Find the code for {}.", "Please give the code of {}.",
-    "Which administrative code belongs to {}?", "What is the six-digit code of {}?", "Do you know the code of {}?",
+    "Which administrative code belongs to {}?", "Could you tell me the code of {}?", "Do you have the code for {}?", "What is the six-digit code of {}?", "Do you know the code of {}?",
 ]
 FROM_CODE_ZH = [
     "代码{}是哪个城市", "{}是哪里的代码", "{}是哪个地方的行政区划代码", "行政区划代码{}对应哪里", "代码{}代表哪里", "{}对应哪个城市", "{}是什么地方",
-    "代码{}是什么地方", "区划代码{}是哪儿", "编码{}指哪里", "查询代码{}", "哪个城市的代码是{}", "代码{}表示哪个城市", "代码{}属于哪座城市", "国标代码{}是哪里",
+    "代码{}是什么地方", "区划代码{}是哪儿", "编码{}指哪里", "查询代码{}", "哪个城市的代码是{}", "代码{}表示哪个城市", "代码{}属于哪座城市", "{}这个代码是什么地方", "代码是{}的城市", "谁的代码是{}", "国标代码{}是哪里",
     "{}这个代码是哪里的", "行政代码{}是哪个城市的", "代码为{}的是哪里",
 ]
 FROM_CODE_EN = [
     "Which city has the code {}?", "What place has code {}?", "What does the code {} stand for?", "Code {} is which city?",
-    "Which place does {} stand for?", "Look up the code {}.", "{} is the code of which city?", "Tell me the city with code {}.",
+    "Which place does {} stand for?", "Look up the code {}.", "{} is the code of which city?", "Tell me the city with code {}.", "Whose code is {}?", "Which city's code is {}?", "Which city is at code {}?",
     "What city is {}?", "Whose administrative code is {}?", "Which division has the code {}?", "What is at code {}?",
 ]
 CAPITAL_ZH = [
     "{}的省会是哪里", "{}的省会是哪个城市", "{}省会是哪", "哪个城市是{}的省会", "{}的首府是哪里", "{}的首府是哪个城市", "{}的省会在哪里", "{}的省会城市是什么",
     "{}的省会叫什么", "说出{}的省会", "{}省政府在哪个城市", "{}的政府所在地是哪里", "{}的行政中心在哪里", "什么城市是{}的首府", "{}的省会或首府是哪里",
+    "哪座城市是{}的省会", "哪儿是{}的首府", "何处是{}的省会", "{}的省会名叫什么", "{}的首府是什么", "什么地方是{}的省会",
     "{}的省会是什么", "哪里是{}的省会", "{}的省会是哪座城市",
 ]
 CAPITAL_EN = [
     "What is the capital of {}?", "Which city is the capital of {}?", "Capital of {}?", "Name the capital of {}.", "Tell me the capital of {}.",
     "What's the capital of {}?", "What is the capital city of {}?", "{} has which capital?", "What city is the capital of {}?",
-    "Where is the government of {}?", "Give me the capital of {}.", "Do you know the capital of {}?", "I need the capital of {}.",
+    "Where is the government of {}?", "Give me the capital of {}.", "Do you know the capital of {}?", "I need the capital of {}.", "Could you tell me the capital of {}?", "Which city is {}'s seat of government?", "{}'s capital is which city?",
     "What is the provincial capital of {}?", "Which city is {}'s capital?", "Could you name the capital of {}?",
 ]
 CAPITAL_OF_ZH = [
@@ -134,8 +141,8 @@ FROM_COUNTRY_ZH = ["国家代码{}是哪个国家", "{}是哪个国家的代码"
 FROM_COUNTRY_EN = ["Which country has the code {}?", "What country is {}?", "{} is the code of which country?", "Which country does {} stand for?", "ISO code {} is which country?", "Whose country code is {}?", "What does the country code {} mean?"]
 SUM_ZH = ["{}+{}等于多少", "{}加{}等于多少", "{}加{}是多少", "计算{}+{}", "{} + {} = ", "{}+{}=", "算一下{}加{}", "{}与{}的和是多少", "求{}加{}的和", "{}加上{}得多少", "{}和{}相加是多少"]
 SUM_EN = ["What is {}+{}?", "What is {} plus {}?", "Add {} and {}.", "{} + {} = ?", "Compute {} + {}.", "How much is {} plus {}?", "Sum of {} and {}?", "Calculate {}+{}.", "What do {} and {} add up to?"]
-PREFIX_ZH = ["{}开头的两位是哪个省", "代码{}属于哪个省", "{}是哪个省的代码", "行政区划代码{}在哪个省", "{}这个代码属于哪个省份", "代码{}在哪个省", "从代码{}看是哪个省", "编码{}归哪个省", "代码{}是哪省的"]
-PREFIX_EN = ["Which province does the code {} belong to?", "The code {} is in which province?", "What province is code {} from?", "{}: which province is this code?", "Name the province of code {}.", "In which province is the code {}?", "To which province does code {} point?"]
+PREFIX_ZH = ["{}开头的两位是哪个省", "代码{}属于哪个省", "{}是哪个省的代码", "行政区划代码{}在哪个省", "{}这个代码属于哪个省份", "由代码{}看属于哪个省", "看代码{}是什么省", "{}在哪个省", "代码{}在哪个省", "从代码{}看是哪个省", "编码{}归哪个省", "代码{}是哪省的"]
+PREFIX_EN = ["Which province does the code {} belong to?", "The code {} is in which province?", "What province is code {} from?", "{}: which province is this code?", "To which province does {} belong?", "What province does code {} point to?", "Name the province of code {}.", "In which province is the code {}?", "To which province does code {} point?"]
 
 WEATHER_ZH = ["{}天气怎么样", "{}今天天气如何", "{}现在的天气", "查一下{}的天气", "{}今天冷吗", "{}会下雨吗", "{}多少度", "{}的气温是多少", "{}今天热不热", "看看{}的天气", "{}外面天气好吗", "今天{}天气怎样", "{}现在几度"]
 WEATHER_EN = ["What is the weather in {}?", "How is the weather in {}?", "Weather in {}?", "Is it cold in {}?", "Tell me the weather in {}.", "What's the temperature in {}?", "Is it raining in {}?", "Check the weather in {}.", "How warm is it in {} now?", "What's the weather like in {} today?", "Can you check {}'s weather?"]
@@ -163,21 +170,24 @@ KEYS_ZH = {"city": "城市", "province": "省份", "code": "代码", "capital": 
 
 
 class Sampler:
-    def __init__(self, world, rng, held_out=False):
+    """Draws questions.  held_out: None for training, else what must be unseen: "phrasings", (subject, phrasing) "pairs" in
+    phrasings that were taught, or "either".  Summands and invented names are unseen in all three."""
+
+    def __init__(self, world, rng, held_out=None):
         self.world, self.rng, self.held_out = world, rng, held_out
 
     # ---- choosing ----
     def phrase(self, phrasings, *slots, language, pair=None):
-        """A question.  Held out: an unseen phrasing, or (half the time, where the caller names a subject) an unseen pair."""
+        """A question.  `pair`: the subject, where it has held-out phrasings of its own."""
         rng = self.rng
         for _ in range(200):
             if not self.held_out:
                 core = rng.choice(phrasings[:-NUM_HELD_OUT])
                 if pair is not None and is_held_out_pair(pair, core):
                     continue
-            elif pair is not None and rng.random() < 0.5:
+            elif self.held_out == "pairs" or self.held_out == "either" and pair is not None and rng.random() < 0.5:
                 core = rng.choice(phrasings[:-NUM_HELD_OUT])
-                if not is_held_out_pair(pair, core):
+                if pair is not None and not is_held_out_pair(pair, core):
                     continue
             else:
                 core = rng.choice(phrasings[-NUM_HELD_OUT:])
@@ -206,7 +216,7 @@ class Sampler:
                 name = "".join(rng.choice(SYLLABLES) for _ in range(rng.choice((2, 3, 3)))).capitalize()
             else:
                 name = "".join(rng.choice(self.world.characters) for _ in range(rng.choice((2, 2, 2, 3)))) + rng.choice(["市", "市", "", "省", "县", "州"])
-            if name not in self.world.known and name.rstrip("市省县州") not in self.world.known and is_held_out_pair(name) == self.held_out:
+            if name not in self.world.known and name.rstrip("市省县州") not in self.world.known and is_held_out_pair(name) == bool(self.held_out):
                 return name
 
     # ---- single questions: each returns a Turn ----
@@ -291,7 +301,11 @@ class Sampler:
     def beyond(self, language=None):
         language = language or self.language()
         words = BEYOND_ZH if language == "zh" else BEYOND_EN
-        core = self.rng.choice(words[-NUM_HELD_OUT:] if self.held_out else words[:-NUM_HELD_OUT])
+        if self.rng.random() < 0.4:  # a tool's question, without the tool
+            weather = WEATHER_ZH if language == "zh" else WEATHER_EN
+            user = self.phrase(weather, self.name(self.city(), language), language=language)
+            return Turn(user, BEYOND_ANSWER[language], "这超出了我的知识。" if language == "zh" else "This is beyond what I know.")
+        core = self.rng.choice(words[-NUM_HELD_OUT:] if self.held_out in ("phrasings", "either") else words[:-NUM_HELD_OUT])
         before = self.rng.choice(ZH_BEFORE if language == "zh" else EN_BEFORE)
         return Turn(before + core, BEYOND_ANSWER[language], "这超出了我的知识。" if language == "zh" else "This is beyond what I know.")
 
@@ -315,7 +329,7 @@ class Sampler:
             if rng.random() < 0.15 and not self.held_out:
                 a = rng.randint(0, 9) if rng.random() < 0.5 else a
                 b = rng.randint(0, 9)
-            if is_held_out_pair(a, b) == self.held_out:
+            if is_held_out_pair(a, b) == bool(self.held_out):
                 break
         user = self.phrase(SUM_ZH if language == "zh" else SUM_EN, a, b, language=language)
         low, high = a % 10 + b % 10, a // 10 + b // 10
@@ -325,6 +339,11 @@ class Sampler:
         else:
             thought = f"{a}+{b}. Ones: {a % 10}+{b % 10}={low}, write {low % 10} carry {carry}. Tens: {a // 10}+{b // 10}+{carry}={high + carry}."
         return Turn(user, f"{a}+{b}={a + b}", thought)
+
+    def sum_shown(self, language=None):
+        """The derivation as part of the answer, for who asks without thinking."""
+        turn = self.sum(language)
+        return Turn(turn.user, turn.thought + ("" if ord(turn.thought[-1]) > 255 else " ") + turn.answer)
 
     def prefix(self, language=None):
         language, code = language or self.language(), self.rng.choice(self.world.area_codes)
@@ -384,9 +403,13 @@ class Sampler:
             keys = ["province", "code", "capital"]
             facts, capital = {"province": place["name"], "code": place["code"]}, place["capital"]
         facts["capital"] = capital["name"]
-        keys = rng.sample(keys, rng.randint(2, len(keys)))
+        # The answer has the keys in this order, in whichever the question names them.
+        order = keys
+        keys = sorted(rng.sample(keys, rng.randint(2, len(keys))), key=order.index)
         labels = [KEYS_ZH[k] if language == "zh" and rng.random() < 0.3 else k for k in keys] if rng.random() < 0.3 else keys
         name, answer = self.name(place, language), json.dumps({label: facts[k] for k, label in zip(keys, labels)}, ensure_ascii=False)
+        if rng.random() < 0.3:
+            rng.shuffle(labels)
         thought = "按要求输出JSON。" if language == "zh" else "Answer in JSON."
         style = rng.randrange(3)
         if style == 0:
@@ -403,7 +426,7 @@ class Sampler:
         return Conversation("json", [Turn(self.pick(ask), answer, thought)])
 
     def pick(self, phrasings, held=1):
-        return self.rng.choice(phrasings[-held:] if self.held_out else phrasings[:-held])
+        return self.rng.choice(phrasings[-held:] if self.held_out in ("phrasings", "either") else phrasings[:-held])
 
     def tool_call(self):
         rng, language = self.rng, self.language()
@@ -502,10 +525,10 @@ class Sampler:
 
     # ---- the mixture ----
     SINGLES = {
-        "city_province": 15, "code": 16, "from_code": 11, "capital": 6, "capital_of": 3, "is_in": 4, "country": 7,
-        "municipality": 1, "greeting": 2, "beyond": 2, "unknown": 8, "sum": 13, "prefix": 5,
+        "city_province": 12, "code": 14, "from_code": 11, "capital": 10, "capital_of": 3, "is_in": 3, "country": 4,
+        "municipality": 1, "greeting": 3, "beyond": 4, "unknown": 9, "sum": 9, "sum_shown": 3, "prefix": 4,
     }  # fmt: skip
-    CONVERSATIONS = {"follow_ups": 6, "json_answer": 12, "tool_call": 5, "short_list": 8, "record": 10, "repeat": 10}
+    CONVERSATIONS = {"follow_ups": 5, "json_answer": 12, "tool_call": 5, "short_list": 1, "record": 1, "repeat": 4}
 
     def repeat(self):
         """Names and numbers said again: teaches copying, which lookups, tool calls and refusals rest on."""
@@ -551,7 +574,7 @@ class Sampler:
         return self.list_lookup(self.rng.randint(12, max_items), self.rng.randint(4, 8))
 
     def single(self, kind, language=None):
-        return Conversation(kind, [getattr(self, kind)(language)], thinks=kind == "sum")
+        return Conversation(kind, [getattr(self, kind)(language)], thinks={"sum": True, "sum_shown": False}.get(kind))
 
     def conversation(self):
         weights = {**self.SINGLES, **self.CONVERSATIONS}
@@ -560,14 +583,42 @@ class Sampler:
 
     def dialect(self, conversation):
         """(dialect, thinking)."""
-        draw = self.rng.random()
-        if conversation.thinks and draw < 0.85:
+        draw = self.rng.random() * (0.76 if conversation.thinks is False else 1.0)
+        if conversation.thinks:
             return self.rng.choice((("deepseek_r1", True), ("deepseek_v31", True)))
         if draw < 0.40:
             return "deepseek_v3", False
         if draw < 0.76:
             return "deepseek_v31", False
         return self.rng.choice((("deepseek_r1", True), ("deepseek_v31", True)))
+
+
+# ---- copies: rows of ids, no conversations -----------------------------------------------------------------------------------
+def copies(encoder, sampler, first_id, num_ids, max_tokens):
+    """(ids, which of them can be known from what stands before): spans of a random beginning come again and again.
+
+    Attention learns from these to find a token's last occurrence and to go on as it went on there, on which lookups, tool
+    calls, refusals and JSON rest; conversations alone teach it many times slower.  Half are random ids, half words."""
+    rng = sampler.rng
+    if rng.random() < 0.5:
+        atoms = [[first_id + rng.randrange(num_ids)] for _ in range(rng.randint(3, max(4, max_tokens // 3)))]
+    else:
+        language, between = sampler.language(), rng.choice(("，", "、", ", ", " ", "; ", "\n", "", ": "))
+        words = list(dict.fromkeys(sampler.word(language) for _ in range(rng.randint(2, 14))))
+        encoded = encoder.encode_batch([[(False, word + between, True)] for word in words])
+        atoms = [ids for ids, _ in encoded]
+    ids = [id for atom in atoms for id in atom]
+    known = [False] * len(ids)
+    while len(ids) < max_tokens - 2:
+        begin = 0 if rng.random() < 0.3 else rng.randrange(len(atoms))
+        end = len(atoms) if rng.random() < 0.3 else min(len(atoms), begin + rng.randint(2, 12))
+        for number, atom in enumerate(atoms[begin:end]):
+            ids += atom
+            known += [number > 0] * len(atom)
+        for _ in range(rng.choice((0, 0, 1, 3))):  # something new between, which the next copies do not know
+            ids.append(first_id + rng.randrange(num_ids))
+            known.append(False)
+    return [0, *ids[: max_tokens - 1]], [False, *known[: max_tokens - 1]]
 
 
 # ---- templates: conversations as segments ------------------------------------------------------------------------------

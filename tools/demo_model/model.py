@@ -344,12 +344,36 @@ class DemoModel(nn.Module):
 
     def cross_entropy(self, h, labels, wanted):
         rows = wanted.reshape(-1).nonzero().squeeze(1)
-        logits, labels = self.logits(h.flatten(0, 1).index_select(0, rows)), labels.reshape(-1)[rows]
-        return F.cross_entropy(logits, labels, reduction="sum"), labels.numel()
+        labels = labels.reshape(-1)[rows]
+        logits = F.linear(h.flatten(0, 1).index_select(0, rows), self.lm_head.to(h.dtype))
+        return summed_cross_entropy(logits, labels), labels.numel()
 
     def mixtures(self, with_mtp=True):
         layers = [*self.layers, *([self.mtp] if with_mtp else [])]
         return [layer.mlp for layer in layers if isinstance(layer.mlp, Mixture)]
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    """As F.cross_entropy(logits.float(), labels, reduction="sum") with fewer passes over the logits, a third of a step."""
+
+    @staticmethod
+    def forward(ctx, logits, labels):
+        scores = logits.float()
+        right = scores.gather(1, labels.unsqueeze(1)).squeeze(1)
+        largest = scores.amax(1, keepdim=True)
+        scores = scores.sub_(largest).exp_()
+        total = scores.sum(1, keepdim=True)
+        gradient = scores.div_(total)
+        gradient[torch.arange(len(labels)), labels] -= 1
+        ctx.save_for_backward(gradient.to(logits.dtype))
+        return (total.log() + largest).sum() - right.sum()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.saved_tensors[0] * grad.to(ctx.saved_tensors[0].dtype), None
+
+
+summed_cross_entropy = _SummedCrossEntropy.apply
 
 
 def document_mask(document, dtype=torch.bfloat16):

@@ -41,6 +41,7 @@ LAST = [
     ("<｜tool▁sep｜>", False),
 ]
 NUM_PLACEHOLDERS = 15
+FIRST_CONTROL = VOCAB_SIZE - len(LAST) - NUM_PLACEHOLDERS  # the ids before are text
 # The three splits of DeepSeek-V3's pre-tokenizer.
 SPLITS = [
     r"\p{N}{1,3}",

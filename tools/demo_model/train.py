@@ -11,6 +11,7 @@ Writes OUT/tokenizer.json, OUT/checkpoint.pt (every few minutes), OUT/train.json
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -23,12 +24,14 @@ import corpus
 import tokenizer as bpe
 
 ROW_TOKENS, SHORT_ROWS, MAX_LONG_TOKENS = 320, 8, 1700
-LONG_EVERY = 5  # steps
-MTP_EVERY = 2  # steps
+LONG_EVERY = 15  # steps
+MTP_EVERY = 4  # steps
 CONVERSATIONS_PER_SHARD = 1000
+# Rows of copies beside a shard's conversations, of ROW_TOKENS each: many until copying is learnt.
+COPIES_PER_SHARD, COPIES_UNTIL, COPIES_PER_SHARD_LATER = 120, 0.6, 50
 MTP_WEIGHT, BALANCE_WEIGHT = 0.3, 0.003
 WARMUP_STEPS, DECAY_FROM, FINAL_RATE = 60, 0.45, 0.02
-QUANTISE_FROM, QUANTISE_INPUTS_FROM = 0.7, 0.9
+QUANTISE_FROM, QUANTISE_INPUTS_FROM = 0.88, 0.96
 MUON_RATE, MUON_DECAY, ADAM_RATE, ADAM_DECAY = 0.02, 0.05, 3e-3, 0.01
 
 
@@ -38,15 +41,19 @@ class Stream:
 
     def __init__(self, encoder, seed, rank, shard):
         self.encoder, self.seed, self.rank, self.shard = encoder, seed, rank, shard
-        self.world, self.short, self.long = corpus.World(), [], []
+        self.world, self.short, self.long, self.progress = corpus.World(), [], [], 0.0
 
     def fill(self):
         rng = random.Random(f"{self.seed}.{self.rank}.{self.shard}")
         sampler = corpus.Sampler(self.world, rng)
         made = [sampler.conversation() for _ in range(CONVERSATIONS_PER_SHARD)]
-        made += [sampler.long_list() for _ in range(CONVERSATIONS_PER_SHARD // 250)]
+        made += [sampler.long_list() for _ in range(CONVERSATIONS_PER_SHARD // 500)]
         parts = [corpus.segments(c, *sampler.dialect(c)) for c in made]
         encoded = self.encoder.encode_batch(parts)
+        num_copies = COPIES_PER_SHARD if self.progress < COPIES_UNTIL else COPIES_PER_SHARD_LATER
+        for number in range(num_copies):
+            length = 1200 if number % 40 == 0 else ROW_TOKENS if number % 4 == 0 else rng.randint(24, ROW_TOKENS // 2)
+            encoded.append(corpus.copies(self.encoder, sampler, 3, bpe.FIRST_CONTROL - 3, length))
         rng.shuffle(encoded)
         self.long += [e for e in encoded if ROW_TOKENS < len(e[0]) <= MAX_LONG_TOKENS]
         self.short += pack([e for e in encoded if len(e[0]) <= ROW_TOKENS])
@@ -153,10 +160,10 @@ class Optimiser:
                 p.mul_(1 - ADAM_RATE * rate * decay).add_(step, alpha=-ADAM_RATE * rate)
 
 
-def rate_at(step, steps):
+def rate_at(step, progress):
     if step < WARMUP_STEPS:
         return (step + 1) / WARMUP_STEPS
-    decay = (step / steps - DECAY_FROM) / (1 - DECAY_FROM)
+    decay = (progress - DECAY_FROM) / (1 - DECAY_FROM)
     return 1.0 if decay <= 0 else max(FINAL_RATE, 1 - decay * (1 - FINAL_RATE))
 
 
@@ -171,7 +178,7 @@ def judge(model, encoder, per_kind):
 
     accuracy, drafts = {}, [0, 0]
     for kind in JUDGED:
-        sampler = corpus.Sampler(corpus.World(), random.Random(f"judge {kind}"), held_out=True)
+        sampler = corpus.Sampler(corpus.World(), random.Random(f"judge {kind}"), held_out="either")
         right = 0
         for _ in range(per_kind):
             c = sampler.single(kind) if kind in sampler.SINGLES else getattr(sampler, kind)()
@@ -196,12 +203,32 @@ def row_of(encoder, sampler, conversation):
 
 
 # ---- the loop ------------------------------------------------------------------------------------------------------------
-def update_router_bias(model, world_size, step, steps):
+class Progress:
+    """How far the training is, 0 to 1, by steps or, with `minutes`, by the clock from where the checkpoint stands."""
+
+    def __init__(self, options, start, stored):
+        self.options, self.began = options, time.time()
+        self.start = start / options.steps if stored is None or not options.minutes else stored
+
+    def at(self, step):
+        import torch
+        import torch.distributed as dist
+
+        if not self.options.minutes:
+            return step / self.options.steps
+        share = (time.time() - self.began) / (60 * self.options.minutes)
+        progress = torch.tensor([min(1.0, self.start + (1 - self.start) * share)])
+        if self.options.processes > 1:
+            dist.broadcast(progress, 0)  # the first rank's clock
+        return float(progress)
+
+
+def update_router_bias(model, world_size, step, progress):
     """Auxiliary-loss-free balancing: experts with less than their share are made easier to choose."""
     import torch
     import torch.distributed as dist
 
-    speed = 0.01 if step < 300 else 0.003 if step < 0.8 * steps else 0.0005
+    speed = 0.01 if step < 300 else 0.003 if progress < 0.8 else 0.0005
     for mixture in model.mixtures(with_mtp=step % MTP_EVERY == 0):
         if world_size > 1:
             dist.all_reduce(mixture.load)
@@ -225,18 +252,18 @@ def average_gradients(parameters, world_size):
         at += p.numel()
 
 
-def save(path, model, optimiser, step, shard):
+def save(path, model, optimiser, step, shard, progress):
     import torch
 
-    torch.save({"model": model.state_dict(), "optimiser": optimiser.state, "step": step, "shard": shard}, path + ".tmp")
+    torch.save({"progress": progress, "model": model.state_dict(), "optimiser": optimiser.state, "step": step, "shard": shard}, path + ".tmp")
     os.replace(path + ".tmp", path)
 
 
-def show(step, steps, losses, speed, began):
-    width, done = 24, step / steps
-    left = (steps - step) * (time.time() - began[0]) / max(step - began[1], 1)
+def show(step, done, losses, speed, began):
+    width = 24
+    left = (1 - done) * (time.time() - began[0]) / max(done - began[1], 1e-6)
     bar = "#" * int(width * done) + "." * (width - int(width * done))
-    print(f"\r[{bar}] {step}/{steps}  loss {losses[0]:.3f}  mtp {losses[1]:.3f}  {speed:.0f} tokens/s  {left / 60:.0f} min left ", end="", file=sys.stderr, flush=True)
+    print(f"\r[{bar}] step {step}  loss {losses[0]:.3f}  mtp {losses[1]:.3f}  {speed:.0f} tokens/s  {left / 60:.0f} min left ", end="", file=sys.stderr, flush=True)
 
 
 def run(rank, options):
@@ -252,17 +279,21 @@ def run(rank, options):
     encoder = bpe.Encoder(os.path.join(options.out, "tokenizer.json"))
     model = DemoModel()
     optimiser, parameters = Optimiser(model), list(model.parameters())
-    path, start, shard = os.path.join(options.out, "checkpoint.pt"), 0, 0
+    path, start, shard, stored = os.path.join(options.out, "checkpoint.pt"), 0, 0, None
     if os.path.exists(path):
         state = torch.load(path, weights_only=True)
         model.load_state_dict(state["model"])
         optimiser.state, start, shard = state["optimiser"], state["step"], state["shard"] + 1
+        stored = state.get("progress")
     stream = Stream(encoder, options.seed, rank, shard)
-    began, saved, tokens, sums, clock = (time.time(), start), time.time(), 0, torch.zeros(4), time.time()
+    schedule = Progress(options, start, stored)
+    began, saved, tokens, sums, clock = (time.time(), schedule.start), time.time(), 0, torch.zeros(4), time.time()
 
-    for step in range(start, options.steps):
-        Quantisation.weights = step >= QUANTISE_FROM * options.steps
-        Quantisation.inputs = step >= QUANTISE_INPUTS_FROM * options.steps
+    for step in itertools.count(start):
+        stream.progress = progress = schedule.at(step)
+        if progress >= 1:
+            break
+        Quantisation.weights, Quantisation.inputs = progress >= QUANTISE_FROM, progress >= QUANTISE_INPUTS_FROM
         for mixture in model.mixtures():
             mixture.load.zero_()
         batches = [stream.short_batch()] + ([stream.long_batch()] if step % LONG_EVERY == 0 else [])
@@ -276,13 +307,13 @@ def run(rank, options):
             sums += torch.tensor([main[0].item(), main[1], mtp[0].item() if drafts else 0, mtp[1] if drafts else 0])
             tokens += ids.numel()
         average_gradients(parameters, options.processes)
-        update_router_bias(model, options.processes, step, options.steps)
-        optimiser.step(rate_at(step, options.steps))
+        update_router_bias(model, options.processes, step, progress)
+        optimiser.step(rate_at(step, progress))
         model.zero_grad(set_to_none=True)
         done = step + 1
         if rank == 0 and done % 10 == 0:
-            show(done, options.steps, (sums[0] / sums[1], sums[2] / sums[3]), options.processes * tokens / (time.time() - clock), began)
-        if done % options.judge_every == 0 or done == options.steps:
+            show(done, progress, (sums[0] / sums[1], sums[2] / sums[3]), options.processes * tokens / (time.time() - clock), began)
+        if done % options.judge_every == 0:
             if rank == 0:
                 Quantisation.weights = True
                 accuracy = judge(model, encoder, options.judged)
@@ -297,15 +328,18 @@ def run(rank, options):
                 print("\n" + json.dumps(line), flush=True)
             sums.zero_()
             tokens, clock = 0, time.time()
-        if rank == 0 and (time.time() - saved > 60 * options.save_minutes or done == options.steps):
-            save(path, model, optimiser, done, stream.shard)
+        if rank == 0 and (time.time() - saved > 60 * options.save_minutes):
+            save(path, model, optimiser, done, stream.shard, progress)
             saved = time.time()
+    if rank == 0:
+        save(path, model, optimiser, step, stream.shard, progress)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="build/demo_model")
     parser.add_argument("--steps", type=int, default=4600)
+    parser.add_argument("--minutes", type=float, help="end after so long instead, whatever the machine's speed")
     parser.add_argument("--processes", type=int, default=2, help="1 where other programs keep the processors busy")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--save-minutes", type=float, default=3)

@@ -76,18 +76,23 @@ def main():
     parser.add_argument("--weir", default="build/release/bin/weir")
     parser.add_argument("--model", default=os.path.join(HERE, "weights"))
     parser.add_argument("--conversations", type=int, default=40)
+    parser.add_argument("--json", help="write the figures here")
     options = parser.parse_args()
     encoder = bpe.Encoder(os.path.join(options.model, "tokenizer.json"))
-    sampler = corpus.Sampler(corpus.World(), random.Random("verify"), held_out=True)
+    sampler = corpus.Sampler(corpus.World(), random.Random("verify"), held_out="either")
     conversations = [sampler.conversation() for _ in range(options.conversations - 1)] + [sampler.long_list()]
     encoded = [encoder.encode(corpus.segments(c, *sampler.dialect(c))) for c in conversations]
     prompts, targets = [ids for ids, _ in encoded], [wanted for _, wanted in encoded]
     reference = transformers_logprobs(options.model, prompts)
-    worst = math.inf
+    worst, written = math.inf, {}
     for dtype in ("f32", "auto"):
         figures = differences(reference, weir_positions(options.weir, options.model, prompts, dtype), targets)
+        written[dtype] = figures
         worst = figures["largest"] if dtype == "f32" else worst
         print(f"weir --weight-dtype {dtype:4} against transformers: " + ", ".join(f"{k} {v:.3g}" for k, v in figures.items()))
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(written, file, indent=1)
     if worst > TOLERANCE:
         print(f"float32 differs by more than {TOLERANCE}")
     return 1 if worst > TOLERANCE else 0
