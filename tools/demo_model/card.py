@@ -17,7 +17,7 @@ def percent(share, digits=1):
 
 
 def accuracy_table(figures):
-    rows = ["| what | unseen pairs | unseen phrasings | asked of each | target | |", "|---|--:|--:|--:|--:|---|"]
+    rows = ["| what | taught phrasings | unseen phrasings | asked of each | target | |", "|---|--:|--:|--:|--:|---|"]
     for name, figure in figures.items():
         if name in ("expert load", "MTP first draft accepted"):
             continue
