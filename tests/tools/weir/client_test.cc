@@ -91,6 +91,12 @@ TEST(ChatJsonTest, ReadsToolsCallsAndThinking) {
   EXPECT_TRUE(prompt->thinking());
 }
 
+TEST(ChatJsonTest, RefusesBracketsThatAreTooDeep) {
+  const std::string deep = R"({"messages": [], "tools": [{"function": {"name": "f", "parameters": )" +
+                           std::string(1'000'000, '[') + std::string(1'000'000, ']') + "}}]}";
+  EXPECT_THAT(std::string(ParseChatJson(deep).status().message()), HasSubstr("at most 128 deep"));
+}
+
 TEST(ChatJsonTest, NamesThePlaceThatIsWrong) {
   const std::pair<const char*, const char*> cases[] = {
       {"", "the conversation: expected JSON"},

@@ -12,6 +12,8 @@ namespace {
 
 using nlohmann::json;
 
+constexpr int kMaxDepth = 128;  // of brackets; schemas of tools need the most, and printing them recurses
+
 const std::map<std::string, v1::Role> kRoles = {
     {"system", v1::ROLE_SYSTEM}, {"user", v1::ROLE_USER}, {"assistant", v1::ROLE_ASSISTANT}, {"tool", v1::ROLE_TOOL}};
 
@@ -75,7 +77,13 @@ absl::Status ReadTool(const json& object, const std::string& place, v1::Tool& to
 }  // namespace
 
 absl::StatusOr<v1::ChatPrompt> ParseChatJson(std::string_view text) {
-  json root = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  bool is_too_deep = false;
+  const auto is_kept = [&](int depth, json::parse_event_t, const json&) {
+    is_too_deep |= depth > kMaxDepth;
+    return depth <= kMaxDepth;
+  };
+  json root = json::parse(text, is_kept, /*allow_exceptions=*/false);
+  if (is_too_deep) return Wrong("the conversation", absl::StrCat("brackets at most ", kMaxDepth, " deep"));
   if (root.is_array()) root = json{{"messages", std::move(root)}};
   if (root.is_discarded() || !root.is_object() || !root.contains("messages") || !root["messages"].is_array()) {
     return Wrong("the conversation",
