@@ -198,12 +198,12 @@ class ChatTerminalTest : public ::testing::Test {
 };
 
 TEST_F(ChatTerminalTest, CtrlCEndsTheAnswerAndNotTheProgram) {
-  ASSERT_TRUE(chat_.Shows("> "));
+  ASSERT_TRUE(chat_.Prompts("> "));
   chat_.Type("slow\n");
   ASSERT_TRUE(chat_.Shows("more more")) << chat_.screen();
   chat_.Type("\x03");
   ASSERT_TRUE(chat_.Shows("cancelled]")) << chat_.screen();
-  ASSERT_TRUE(chat_.Shows("> "));
+  ASSERT_TRUE(chat_.Prompts("> "));
   chat_.Type("next\n");
   EXPECT_TRUE(chat_.Shows("You said: next")) << chat_.screen();
   EXPECT_EQ(gateway_.chats().at(1).messages_size(), 3) << "what came of the answer is kept";
@@ -212,30 +212,30 @@ TEST_F(ChatTerminalTest, CtrlCEndsTheAnswerAndNotTheProgram) {
 }
 
 TEST_F(ChatTerminalTest, CtrlCForgetsTheLineThatIsTyped) {
-  ASSERT_TRUE(chat_.Shows("> "));
+  ASSERT_TRUE(chat_.Prompts("> "));
   chat_.Type("wrong\x03right\n");
   EXPECT_TRUE(chat_.Shows("You said: right")) << chat_.screen();
   EXPECT_EQ(gateway_.chats().at(0).messages(0).content(), "right");
 }
 
 TEST_F(ChatTerminalTest, ShowsThoughtsDim) {
-  ASSERT_TRUE(chat_.Shows("> "));
+  ASSERT_TRUE(chat_.Prompts("> "));
   chat_.Type("hello\n");
   EXPECT_TRUE(chat_.Shows("\033[2mhm. \033[0m")) << chat_.screen();
 }
 
 TEST_F(ChatTerminalTest, ArrowUpBringsBackTheLastLine) {
-  ASSERT_TRUE(chat_.Shows("> "));
+  ASSERT_TRUE(chat_.Prompts("> "));
   chat_.Type("hello\n");
   ASSERT_TRUE(chat_.Shows("seed 17]"));
-  ASSERT_TRUE(chat_.Shows("> "));
+  ASSERT_TRUE(chat_.Prompts("> "));
   chat_.Type("\033[A\n");
   ASSERT_TRUE(chat_.Shows("seed 17]"));
   EXPECT_EQ(gateway_.chats().at(1).messages(2).content(), "hello");
 }
 
 TEST_F(ChatTerminalTest, EndsAtCtrlD) {
-  ASSERT_TRUE(chat_.Shows("> "));
+  ASSERT_TRUE(chat_.Prompts("> "));
   chat_.Type("\x04");
   EXPECT_EQ(chat_.WaitForExit(), 0);
 }

@@ -4,6 +4,7 @@
 #include <pty.h>
 #include <signal.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include <array>
@@ -58,6 +59,16 @@ bool TerminalProgram::Shows(const std::string& text) {
     }
     if (!ReadMore()) return false;
   }
+}
+
+bool TerminalProgram::Prompts(const std::string& prompt) {
+  if (!Shows(prompt)) return false;
+  for (int waited_ms = 0; waited_ms < kPatienceMs; waited_ms += 5) {
+    termios mode = {};
+    if (tcgetattr(fd_, &mode) == 0 && (mode.c_lflag & ICANON) == 0) return true;
+    poll(nullptr, 0, 5);
+  }
+  return false;
 }
 
 int TerminalProgram::WaitForExit() {

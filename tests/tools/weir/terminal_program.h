@@ -19,6 +19,9 @@ class TerminalProgram {
   void Type(const std::string& keys) const;
   // Waits until `text` shows behind what was waited for before; false after ten seconds without.
   bool Shows(const std::string& text);
+  // Waits until it shows `prompt` and takes keys one by one, which a line editor does a moment after it shows the
+  // prompt.
+  bool Prompts(const std::string& prompt);
   int WaitForExit();  // its exit code, or minus the signal
   const std::string& screen() const { return screen_; }
 
