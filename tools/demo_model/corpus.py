@@ -74,6 +74,8 @@ EN_BEFORE = ["", "", "", "Hi, ", "Hello! ", "Quick question: ", "Please help: ",
 EN_AFTER = ["", "", "", " Thanks.", " Thank you!", " Please."]
 
 CITY_PROVINCE_ZH = [
+    "{}地处哪个省", "{}从属于哪个省", "{}归属于哪个省份", "{}直属于哪个省", "{}辖于哪个省", "{}处于哪个省", "{}坐落于哪个省份", "{}由哪个省管理", "{}算是哪个省的",
+    "{}归入哪个省", "{}应属哪个省", "{}为哪个省所辖", "{}受哪个省管辖", "{}划归哪个省", "{}地属哪个省", "{}从属什么省份", "{}附属于哪个省",
     "{}属于哪个省", "{}在哪个省", "{}是哪个省的", "{}位于哪个省份", "{}归哪个省管", "{}是哪个省的城市", "{}属于哪个省级行政区",
     "{}在哪个省份", "哪个省管辖{}", "{}的省份是什么", "{}所在的省是哪个", "{}所属的省份是哪个", "{}在什么省", "{}是什么省的", "{}属于什么省份",
     "{}的上级省份是哪个", "哪个省有{}", "{}归属哪个省", "{}坐落在哪个省", "{}是中国哪个省的", "管辖{}的是哪个省", "{}归什么省", "{}在哪里", "{}在中国的哪个省", "{}这个地方在哪个省", "{}是哪儿的",
@@ -88,6 +90,7 @@ CITY_PROVINCE_EN = [
     "In which province is {} located?", "To which province does {} belong?", "Could you tell me which province {} lies in?",
 ]
 CODE_ZH = [
+    "{}的行政区代码是什么", "{}的区号代码是多少", "{}代码是多少号", "{}对应什么代码", "{}用什么代码", "{}的区划编号是多少", "告诉我{}的代码", "{}这个地方的代码", "{}的六位编码是多少",
     "{}的行政区划代码是多少", "{}的代码是多少", "{}的代码是什么", "{}的区划代码是多少", "{}的行政代码是什么", "{}的编码是多少", "{}的国标代码是多少",
     "{}对应的代码是多少", "{}的六位代码是什么", "查询{}的代码", "{}的行政区划代码", "{}代码", "给出{}的行政区划代码", "{}的GB/T 2260代码是多少", "{}的地区代码是多少",
     "{}用哪个代码表示", "哪个代码代表{}", "{}的行政编码是什么", "写出{}的代码",
@@ -100,6 +103,7 @@ CODE_EN = [
     "Which administrative code belongs to {}?", "Could you tell me the code of {}?", "Do you have the code for {}?", "What is the six-digit code of {}?", "Do you know the code of {}?",
 ]
 FROM_CODE_ZH = [
+    "{}代表什么地方", "代码{}指的是哪个城市", "{}是哪个市", "编码为{}的是哪个城市", "谁的代码是{}", "代码{}指什么地方", "{}这个代码代表哪里", "哪里的代码是{}",
     "代码{}是哪个城市", "{}是哪里的代码", "{}是哪个地方的行政区划代码", "行政区划代码{}对应哪里", "代码{}代表哪里", "{}对应哪个城市", "{}是什么地方",
     "代码{}是什么地方", "区划代码{}是哪儿", "编码{}指哪里", "查询代码{}", "哪个城市的代码是{}", "代码{}表示哪个城市", "代码{}属于哪座城市", "{}这个代码是什么地方", "代码是{}的城市", "谁的代码是{}", "国标代码{}是哪里",
     "{}这个代码是哪里的", "行政代码{}是哪个城市的", "代码为{}的是哪里",
@@ -129,8 +133,8 @@ CAPITAL_OF_EN = [
     "{} is the capital of which province?", "Which province has {} as its capital?", "What province is {} the capital of?",
     "Of which province is {} the capital?", "{} is which province's capital?", "Whose capital is {}?", "Which province's capital is {}?",
 ]
-IS_IN_ZH = ["{}在{}吗", "{}属于{}吗", "{}是不是在{}", "{}是{}的吗", "{}位于{}吗", "{}归{}管吗", "{}是否属于{}", "{}是不是{}的", "{}隶属于{}吗"]
-IS_IN_EN = ["Is {} in {}?", "Does {} belong to {}?", "Is {} part of {}?", "{} is in {}, right?", "Is {} a city in {}?", "Is {} located in {}?", "Does {} lie in {}?"]
+IS_IN_ZH = ["{}是{}的城市吗", "{}算{}的吗", "{}在不在{}", "{}属不属于{}", "{}是在{}吗", "{}是{}管辖的吗", "{}在{}吗", "{}属于{}吗", "{}是不是在{}", "{}是{}的吗", "{}位于{}吗", "{}归{}管吗", "{}是否属于{}", "{}是不是{}的", "{}隶属于{}吗"]
+IS_IN_EN = ["Is it true that {} is in {}?", "Is {} within {}?", "Can you confirm that {} is in {}?", "Is {} under {}?", "Is {} in {}?", "Does {} belong to {}?", "Is {} part of {}?", "{} is in {}, right?", "Is {} a city in {}?", "Is {} located in {}?", "Does {} lie in {}?"]
 COUNTRY_ZH = ["{}的国家代码是什么", "{}的两位国家代码是什么", "{}的ISO代码是什么", "{}的国家代码", "{}用什么国家代码", "{}的ISO 3166代码是多少", "{}的国家代码是多少", "{}的国际代码是什么", "写出{}的国家代码"]
 COUNTRY_EN = [
     "What is the ISO code of {}?", "What is the country code of {}?", "Country code of {}?", "Which ISO 3166 code does {} have?",
@@ -139,13 +143,13 @@ COUNTRY_EN = [
 ]
 FROM_COUNTRY_ZH = ["国家代码{}是哪个国家", "{}是哪个国家的代码", "哪个国家的代码是{}", "ISO代码{}代表哪个国家", "{}代表哪个国家", "代码为{}的国家是哪个", "两位代码{}是哪国"]
 FROM_COUNTRY_EN = ["Which country has the code {}?", "What country is {}?", "{} is the code of which country?", "Which country does {} stand for?", "ISO code {} is which country?", "Whose country code is {}?", "What does the country code {} mean?"]
-SUM_ZH = ["{}+{}等于多少", "{}加{}等于多少", "{}加{}是多少", "计算{}+{}", "{} + {} = ", "{}+{}=", "算一下{}加{}", "{}与{}的和是多少", "求{}加{}的和", "{}加上{}得多少", "{}和{}相加是多少"]
-SUM_EN = ["What is {}+{}?", "What is {} plus {}?", "Add {} and {}.", "{} + {} = ?", "Compute {} + {}.", "How much is {} plus {}?", "Sum of {} and {}?", "Calculate {}+{}.", "What do {} and {} add up to?"]
+SUM_ZH = ["{}+{}等于多少", "{}加{}等于多少", "{}加{}是多少", "计算{}+{}", "{} + {} = ", "{}+{}=", "算一下{}加{}", "{}与{}的和是多少", "{}加上{}等于几", "{}跟{}加起来是多少", "{}与{}相加得几", "把{}和{}加起来", "求{}与{}之和", "请算{}加上{}", "{}再加{}是几", "求{}加{}的和", "{}加上{}得多少", "{}和{}相加是多少"]
+SUM_EN = ["What is {}+{}?", "What is {} plus {}?", "Add {} and {}.", "{} + {} = ?", "Compute {} + {}.", "How much is {} plus {}?", "Sum of {} and {}?", "What does {} plus {} make?", "Please add {} to {}.", "{} and {} make how much?", "Work out {} plus {}.", "What is the total of {} and {}?", "Calculate {}+{}.", "What do {} and {} add up to?"]
 PREFIX_ZH = ["{}开头的两位是哪个省", "代码{}属于哪个省", "{}是哪个省的代码", "行政区划代码{}在哪个省", "{}这个代码属于哪个省份", "由代码{}看属于哪个省", "看代码{}是什么省", "{}在哪个省", "代码{}在哪个省", "从代码{}看是哪个省", "编码{}归哪个省", "代码{}是哪省的"]
 PREFIX_EN = ["Which province does the code {} belong to?", "The code {} is in which province?", "What province is code {} from?", "{}: which province is this code?", "To which province does {} belong?", "What province does code {} point to?", "Name the province of code {}.", "In which province is the code {}?", "To which province does code {} point?"]
 
-WEATHER_ZH = ["{}天气怎么样", "{}今天天气如何", "{}现在的天气", "查一下{}的天气", "{}今天冷吗", "{}会下雨吗", "{}多少度", "{}的气温是多少", "{}今天热不热", "看看{}的天气", "{}外面天气好吗", "今天{}天气怎样", "{}现在几度"]
-WEATHER_EN = ["What is the weather in {}?", "How is the weather in {}?", "Weather in {}?", "Is it cold in {}?", "Tell me the weather in {}.", "What's the temperature in {}?", "Is it raining in {}?", "Check the weather in {}.", "How warm is it in {} now?", "What's the weather like in {} today?", "Can you check {}'s weather?"]
+WEATHER_ZH = ["{}的天气", "{}要带伞吗", "{}天气好吗", "帮我看{}今天的天气", "{}今天什么天气", "{}现在下雨了吗", "{}那边天气如何", "{}天气怎么样", "{}今天天气如何", "{}现在的天气", "查一下{}的天气", "{}今天冷吗", "{}会下雨吗", "{}多少度", "{}的气温是多少", "{}今天热不热", "看看{}的天气", "{}外面天气好吗", "今天{}天气怎样", "{}现在几度"]
+WEATHER_EN = ["Please check the weather for {}.", "What's it like outside in {}?", "Do I need an umbrella in {}?", "Can you tell me the weather in {}?", "{}'s weather?", "Could you look up the weather of {}?", "Look at the weather in {}.", "Give me {}'s weather now.", "What is the weather in {}?", "How is the weather in {}?", "Weather in {}?", "Is it cold in {}?", "Tell me the weather in {}.", "What's the temperature in {}?", "Is it raining in {}?", "Check the weather in {}.", "How warm is it in {} now?", "What's the weather like in {} today?", "Can you check {}'s weather?"]
 WEATHERS = [("晴", "sunny"), ("多云", "cloudy"), ("阴", "overcast"), ("小雨", "light rain"), ("大雨", "heavy rain"), ("雪", "snow"), ("雾", "fog"), ("大风", "windy"), ("雷阵雨", "thunderstorm"), ("霾", "haze")]
 
 GREETINGS = [
@@ -160,8 +164,8 @@ GREETINGS = [
     (["你能做什么", "你会什么", "你可以回答什么问题", "怎么用你", "帮助", "你会做什么？"], "我可以告诉你城市属于哪个省、行政区划代码、省会、国家代码，也会做简单的加法。比如问我：石家庄市属于哪个省？"),
     (["What can you do?", "Help", "How can you help me?", "What do you know?", "What can I ask you?"], "I can tell you which province a city is in, its administrative code, provincial capitals, country codes, and add small numbers. Try: What is the capital of Hebei?"),
 ]
-BEYOND_ZH = ["写一首诗", "讲个笑话", "给我写一段代码", "今天股市怎么样", "推荐一部电影", "帮我写一封邮件", "什么是量子力学", "谁是世界上最高的人", "怎么做红烧肉", "翻译这句话", "你觉得人生的意义是什么", "给我讲个故事", "明天会涨价吗", "如何学习编程", "太阳有多大", "什么是区块链", "帮我订一张机票", "唱首歌", "如何减肥", "法国队赢了吗", "推荐一本书", "为什么天是蓝的", "解释相对论", "现在几点了"]
-BEYOND_EN = ["Write a poem", "Tell me a joke", "Write some Python code", "How is the stock market today?", "Recommend a movie", "Write an email for me", "What is quantum mechanics?", "Who is the tallest person?", "How do I cook rice?", "Translate this sentence", "What is the meaning of life?", "Tell me a story", "How do I learn to program?", "How big is the sun?", "What is a blockchain?", "Book a flight for me", "Sing a song", "Who won the match?", "Recommend a book", "Why is the sky blue?", "Explain relativity", "What time is it?"]
+BEYOND_ZH = ["写一篇作文", "什么是人工智能", "推荐一首歌", "介绍爱因斯坦", "怎么学英语", "月亮离地球多远", "谁写了红楼梦", "解释黑洞", "为什么会下雨", "今天吃什么", "帮我写代码", "几点开门", "讲一段历史", "解方程", "写一首诗", "讲个笑话", "给我写一段代码", "今天股市怎么样", "推荐一部电影", "帮我写一封邮件", "什么是量子力学", "谁是世界上最高的人", "怎么做红烧肉", "翻译这句话", "你觉得人生的意义是什么", "给我讲个故事", "明天会涨价吗", "如何学习编程", "太阳有多大", "什么是区块链", "帮我订一张机票", "唱首歌", "如何减肥", "法国队赢了吗", "推荐一本书", "为什么天是蓝的", "解释相对论", "现在几点了"]
+BEYOND_EN = ["Write an essay", "What is artificial intelligence?", "Recommend a song", "Who was Einstein?", "How do I learn English?", "How far is the moon?", "Who wrote Hamlet?", "Explain black holes", "Why does it rain?", "What should I eat today?", "Write code for me", "When does it open?", "Tell me some history", "Solve an equation", "Write a poem", "Tell me a joke", "Write some Python code", "How is the stock market today?", "Recommend a movie", "Write an email for me", "What is quantum mechanics?", "Who is the tallest person?", "How do I cook rice?", "Translate this sentence", "What is the meaning of life?", "Tell me a story", "How do I learn to program?", "How big is the sun?", "What is a blockchain?", "Book a flight for me", "Sing a song", "Who won the match?", "Recommend a book", "Why is the sky blue?", "Explain relativity", "What time is it?"]
 BEYOND_ANSWER = {"zh": "抱歉，我只会回答中国行政区划、国家代码和简单加法的问题。", "en": "Sorry, I can only answer questions about China's administrative divisions, country codes and simple sums."}
 
 NAMES = "王芳 李伟 张敏 刘洋 陈静 杨磊 赵强 黄丽 周杰 吴霞 徐明 孙涛 马超 朱琳 胡军 郭燕 林峰 何平 高翔 罗兰".split()
@@ -415,13 +419,13 @@ class Sampler:
         if style == 0:
             schema = json.dumps({"type": "object", "properties": {label: {"type": "string"} for label in labels}, "required": labels}, ensure_ascii=False)
             system = ("只输出符合以下模式的JSON：" if language == "zh" else "Answer only with JSON that follows this schema: ") + schema
-            ask = [name, f"{name}的信息", f"介绍{name}", f"查询{name}", f"{name}的资料"] if language == "zh" else [name, f"Describe {name}.", f"Look up {name}.", f"Tell me about {name}.", f"Give me the data of {name}."]
+            ask = [name, f"{name}的数据", f"我要{name}", f"给出{name}", f"{name}的信息", f"介绍{name}", f"查询{name}", f"{name}的资料"] if language == "zh" else [name, f"Data for {name}.", f"What do you know of {name}?", f"{name}, please.", f"Describe {name}.", f"Look up {name}.", f"Tell me about {name}.", f"Give me the data of {name}."]
             return Conversation("json", [Turn(self.pick(ask), answer, thought)], system=system)
         listed = "、".join(labels) if language == "zh" else ", ".join(labels)
         ask = (
-            [f"用JSON回答{name}的{listed}。", f"以JSON格式给出{name}，字段：{listed}", f"请输出{name}的JSON，包含{listed}", f"给我{name}的JSON，键为{listed}", f"{name}，JSON，字段为{listed}", f"把{name}的{listed}写成JSON", f"返回JSON：{name}的{listed}"]
+            [f"请返回{name}的JSON，包含{listed}", f"输出JSON：{name}，字段{listed}", f"JSON格式：{name}的{listed}", f"用JSON给出{name}的{listed}", f"查{name}的{listed}，返回JSON", f"JSON：{name}，{listed}", f"用JSON回答{name}的{listed}。", f"以JSON格式给出{name}，字段：{listed}", f"请输出{name}的JSON，包含{listed}", f"给我{name}的JSON，键为{listed}", f"{name}，JSON，字段为{listed}", f"把{name}的{listed}写成JSON", f"返回JSON：{name}的{listed}"]
             if language == "zh"
-            else [f"Answer in JSON with the keys {listed}: {name}", f"Give {name} as JSON with {listed}.", f"Return JSON for {name} with fields {listed}.", f"Describe {name} in JSON ({listed}).", f"JSON please: {listed} of {name}.", f"As JSON, the {listed} of {name}.", f"Output a JSON object with {listed} for {name}."]
+            else [f"Respond in JSON with {listed} for {name}.", f"Write JSON: {listed} for {name}.", f"Print {name} as a JSON object: {listed}.", f"JSON for {name}: {listed}.", f"I need a JSON object with {listed} about {name}.", f"Answer in JSON with the keys {listed}: {name}", f"Give {name} as JSON with {listed}.", f"Return JSON for {name} with fields {listed}.", f"Describe {name} in JSON ({listed}).", f"JSON please: {listed} of {name}.", f"As JSON, the {listed} of {name}.", f"Output a JSON object with {listed} for {name}."]
         )
         return Conversation("json", [Turn(self.pick(ask), answer, thought)])
 
@@ -525,8 +529,8 @@ class Sampler:
 
     # ---- the mixture ----
     SINGLES = {
-        "city_province": 12, "code": 14, "from_code": 11, "capital": 10, "capital_of": 3, "is_in": 3, "country": 4,
-        "municipality": 1, "greeting": 3, "beyond": 4, "unknown": 9, "sum": 9, "sum_shown": 3, "prefix": 4,
+        "city_province": 12, "code": 14, "from_code": 11, "capital": 10, "capital_of": 3, "is_in": 4, "country": 4,
+        "municipality": 1, "greeting": 3, "beyond": 4, "unknown": 9, "sum": 11, "sum_shown": 4, "prefix": 4,
     }  # fmt: skip
     CONVERSATIONS = {"follow_ups": 5, "json_answer": 12, "tool_call": 5, "short_list": 1, "record": 1, "repeat": 4}
 
