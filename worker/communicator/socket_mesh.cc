@@ -188,7 +188,7 @@ absl::StatusOr<bool> SocketMesh::AdvanceAll(const MessageHeader& expected) {
   for (Flow& flow : flows_) {
     if (flow.is_done()) continue;
     if (flow.link->has_left) {
-      return absl::UnavailableError("rank " + std::to_string(flow.transfer->peer) + " has left the group");
+      return HasLeft(flow.transfer->peer);
     }
     // Reading first: a peer that gave up has sent its reason, and writing to it would only say that the pipe is broken.
     if (!flow.is_received) {
@@ -217,9 +217,9 @@ absl::StatusOr<bool> SocketMesh::Send(Flow& flow) {
   const ssize_t n = ::sendmsg(flow.link->socket.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
   if (n < 0) {
     if (WouldBlock()) return false;
-    const int error = errno;
+    // The peer's end is closed; it may have said goodbye after the last look at what it sent.
     if (absl::Status last_words = LookAtHangup(flow.transfer->peer); !last_words.ok()) return last_words;
-    return Broken(flow.transfer->peer, std::generic_category().message(error));
+    return HasLeft(flow.transfer->peer);
   }
   flow.num_sent += static_cast<uint64_t>(n);
   flow.is_sent = flow.num_sent == sizeof(MessageHeader) + flow.out.payload_bytes;
@@ -255,7 +255,7 @@ absl::Status SocketMesh::CheckHeader(Flow& flow, const MessageHeader& expected) 
   const int peer = flow.transfer->peer;
   if (flow.in.magic == MessageHeader::kMagic && flow.in.kind == MessageKind::kGoodbye) {
     flow.link->has_left = true;
-    return absl::UnavailableError("rank " + std::to_string(peer) + " has left the group");
+    return HasLeft(peer);
   }
   if (flow.in.magic == MessageHeader::kMagic && flow.in.kind == MessageKind::kFailure) {
     return ReadFailure(peer, flow.in.payload_bytes);
@@ -361,6 +361,10 @@ absl::Status SocketMesh::Expired(const MessageHeader& header, milliseconds patie
 
 absl::Status SocketMesh::Broken(int peer, const std::string& how) const {
   return absl::UnavailableError("the connection to rank " + std::to_string(peer) + " broke: " + how);
+}
+
+absl::Status SocketMesh::HasLeft(int peer) const {
+  return absl::UnavailableError("rank " + std::to_string(peer) + " has left the group");
 }
 
 absl::Status SocketMesh::Die(absl::Status reason) {

@@ -95,6 +95,7 @@ class SocketMesh {
   absl::Status LookAtHangup(int peer);
   absl::Status ReadFailure(int peer, uint64_t num_bytes);
   absl::Status Expired(const MessageHeader& header, std::chrono::milliseconds patience) const;
+  absl::Status HasLeft(int peer) const;
   absl::Status Broken(int peer, const std::string& how) const;
   absl::Status AbortStatus();
 
