@@ -1,14 +1,12 @@
 // weir-gateway: the process that clients talk to.
 
 #include <prometheus/registry.h>
-#include <signal.h>
-#include <spdlog/pattern_formatter.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cstdio>
+#include <chrono>
 #include <fstream>
 #include <iterator>
 #include <memory>
@@ -25,6 +23,8 @@
 #include "gateway/service/gateway_server.h"
 #include "gateway/service/listen_address.h"
 #include "metrics/ops_server.h"
+#include "process/ending_signals.h"
+#include "process/log.h"
 
 namespace weir::gateway {
 namespace {
@@ -53,8 +53,7 @@ struct Flags {
   int64_t recovery_timeout_ms = 30000;
   int32_t max_replays = 8;
   int64_t drain_timeout_ms = 30000;
-  std::string log_format = "text";
-  std::string log_level = "info";
+  process::LogOptions log;
 };
 
 void AddFlags(CLI::App& app, Flags& flags) {
@@ -118,44 +117,7 @@ void AddFlags(CLI::App& app, Flags& flags) {
   app.add_option("--drain-timeout-ms", flags.drain_timeout_ms, "after SIGTERM, how long streams may take to end")
       ->check(ms)
       ->capture_default_str();
-  app.add_option("--log-format", flags.log_format, "text or json")
-      ->check(CLI::IsMember({"text", "json"}))
-      ->capture_default_str();
-  app.add_option("--log-level", flags.log_level, "debug, info, warn or error")
-      ->check(CLI::IsMember({"debug", "info", "warn", "error"}))
-      ->capture_default_str();
-}
-
-// The message as the inside of a JSON string.
-class JsonMessage final : public spdlog::custom_flag_formatter {
- public:
-  void format(const spdlog::details::log_msg& message, const std::tm&, spdlog::memory_buf_t& out) override {
-    for (const char c : message.payload) {
-      const std::string escaped = Escape(c);
-      out.append(escaped.data(), escaped.data() + escaped.size());
-    }
-  }
-  std::unique_ptr<spdlog::custom_flag_formatter> clone() const override { return std::make_unique<JsonMessage>(); }
-
- private:
-  static std::string Escape(char c) {
-    if (c == '"' || c == '\\') return {'\\', c};
-    if (static_cast<unsigned char>(c) >= 0x20) return {c};
-    char code[8];
-    std::snprintf(code, sizeof code, "\\u%04x", static_cast<unsigned>(static_cast<unsigned char>(c)));
-    return code;
-  }
-};
-
-void SetLog(const Flags& flags) {
-  auto formatter = std::make_unique<spdlog::pattern_formatter>();
-  formatter->add_flag<JsonMessage>('*');
-  formatter->set_pattern(flags.log_format == "json"
-                             ? R"({"time":"%Y-%m-%dT%H:%M:%S.%e%z","level":"%l","process":"gateway","message":"%*"})"
-                             : "%Y-%m-%d %H:%M:%S.%e %L gateway: %v");
-  spdlog::set_formatter(std::move(formatter));
-  spdlog::set_level(spdlog::level::from_str(flags.log_level));
-  spdlog::flush_on(spdlog::level::info);
+  process::AddLogOptions(app, flags.log);
 }
 
 int Fail(const std::string& error) {
@@ -294,26 +256,12 @@ absl::StatusOr<GatewayOptions> OptionsOf(const Flags& flags) {
 
 // ---- the end ----
 
-sigset_t EndingSignals() {
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
-  return signals;
-}
-
-bool WasAskedToEnd(int64_t wait_ms) {
-  const sigset_t signals = EndingSignals();
-  const timespec patience{.tv_sec = wait_ms / 1000, .tv_nsec = wait_ms % 1000 * 1'000'000};
-  return sigtimedwait(&signals, nullptr, &patience) > 0;
-}
-
 // Streams end by themselves, or at the deadline, or when the signal comes again.
 void Drain(const Flags& flags, GatewayServer& server) {
   spdlog::info("draining: {} requests are to end within {} ms", server.num_requests(), flags.drain_timeout_ms);
   server.StartDrain();
   const TimeUs deadline = NowUs() + flags.drain_timeout_ms * 1000;
-  while (server.num_requests() > 0 && NowUs() < deadline && !WasAskedToEnd(20)) {
+  while (server.num_requests() > 0 && NowUs() < deadline && !process::WasAskedToEnd(std::chrono::milliseconds(20))) {
   }
   const int64_t num_left = server.num_requests();
   server.Stop(kCloseMs);
@@ -321,8 +269,7 @@ void Drain(const Flags& flags, GatewayServer& server) {
 }
 
 int Run(const Flags& flags) {
-  const sigset_t signals = EndingSignals();
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);  // before any thread begins: only this one waits for them
+  process::HoldEndingSignals();
   auto options = OptionsOf(flags);
   if (!options.ok()) return Fail(std::string(options.status().message()));
 
@@ -337,7 +284,7 @@ int Run(const Flags& flags) {
   if (!ops.ok()) return Fail(std::string(ops.status().message()));
   spdlog::info("build {}: clients connect at {} (port {}), metrics at port {}", config::BuildId(), flags.listen,
                server->port(), (*ops)->port());
-  while (!WasAskedToEnd(1000)) {
+  while (!process::WasAskedToEnd(std::chrono::seconds(1))) {
   }
   Drain(flags, *server);
   return 0;
@@ -359,6 +306,6 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   }
-  weir::gateway::SetLog(flags);
+  weir::process::StartLog(flags.log, "gateway");
   return weir::gateway::Run(flags);
 }

@@ -1,13 +1,11 @@
 // weir-scheduler: the process that decides, for one replica, which tokens run in each step.
 
 #include <prometheus/registry.h>
-#include <signal.h>
-#include <spdlog/pattern_formatter.h>
 #include <spdlog/spdlog.h>
 #include <sys/random.h>
 
 #include <CLI/CLI.hpp>
-#include <cstdio>
+#include <chrono>
 #include <memory>
 #include <string>
 #include <thread>
@@ -16,6 +14,8 @@
 #include "config/build_id.h"
 #include "config/config.h"
 #include "metrics/ops_server.h"
+#include "process/ending_signals.h"
+#include "process/log.h"
 #include "scheduler/service/event_loop.h"
 #include "scheduler/service/rank_streams.h"
 #include "scheduler/service/scheduler_service.h"
@@ -38,8 +38,7 @@ struct Flags {
   int64_t connect_deadline_ms = 1500;
   int64_t canary_interval_ms = 10000;
   int64_t max_output_mb = 16;
-  std::string log_format = "text";
-  std::string log_level = "info";
+  process::LogOptions log;
 };
 
 void AddFlags(CLI::App& app, Flags& flags) {
@@ -104,12 +103,7 @@ void AddFlags(CLI::App& app, Flags& flags) {
                  "after SIGTERM, how long requests may take to end before gateways take them elsewhere")
       ->check(ms)
       ->capture_default_str();
-  app.add_option("--log-format", flags.log_format, "text or json")
-      ->check(CLI::IsMember({"text", "json"}))
-      ->capture_default_str();
-  app.add_option("--log-level", flags.log_level, "debug, info, warn or error")
-      ->check(CLI::IsMember({"debug", "info", "warn", "error"}))
-      ->capture_default_str();
+  process::AddLogOptions(app, flags.log);
 }
 
 void Convert(Flags& flags) {
@@ -120,38 +114,6 @@ void Convert(Flags& flags) {
   flags.loop.canary_interval_us = flags.canary_interval_ms * 1000;
   flags.service.max_output_bytes = flags.max_output_mb << 20;
   flags.service.build = flags.build;
-}
-
-// The message as the inside of a JSON string.
-class JsonMessage final : public spdlog::custom_flag_formatter {
- public:
-  void format(const spdlog::details::log_msg& message, const std::tm&, spdlog::memory_buf_t& out) override {
-    for (const char c : message.payload) {
-      const std::string escaped = Escape(c);
-      out.append(escaped.data(), escaped.data() + escaped.size());
-    }
-  }
-  std::unique_ptr<spdlog::custom_flag_formatter> clone() const override { return std::make_unique<JsonMessage>(); }
-
- private:
-  static std::string Escape(char c) {
-    if (c == '"' || c == '\\') return {'\\', c};
-    if (static_cast<unsigned char>(c) >= 0x20) return {c};
-    char code[8];
-    std::snprintf(code, sizeof code, "\\u%04x", static_cast<unsigned>(static_cast<unsigned char>(c)));
-    return code;
-  }
-};
-
-void SetLog(const Flags& flags) {
-  auto formatter = std::make_unique<spdlog::pattern_formatter>();
-  formatter->add_flag<JsonMessage>('*');
-  formatter->set_pattern(flags.log_format == "json"
-                             ? R"({"time":"%Y-%m-%dT%H:%M:%S.%e%z","level":"%l","process":"scheduler","message":"%*"})"
-                             : "%Y-%m-%d %H:%M:%S.%e %L scheduler: %v");
-  spdlog::set_formatter(std::move(formatter));
-  spdlog::set_level(spdlog::level::from_str(flags.log_level));
-  spdlog::flush_on(spdlog::level::info);
 }
 
 // Names of cached blocks live as long as the process, and so does their secret.
@@ -176,19 +138,13 @@ int Fail(const std::string& error) {
 }
 
 // Waits for SIGTERM or SIGINT; keeps the health service up to date meanwhile.
-void ServeUntilSignalled(const sigset_t& signals, SchedulerServer& server, const ReplicaBoard& board) {
-  const timespec patience{.tv_sec = 0, .tv_nsec = 100'000'000};
-  while (sigtimedwait(&signals, nullptr, &patience) < 0) server.SetServing(board.Read().is_ready);
+void ServeUntilSignalled(SchedulerServer& server, const ReplicaBoard& board) {
+  while (!process::WasAskedToEnd(std::chrono::milliseconds(100))) server.SetServing(board.Read().is_ready);
   server.SetServing(false);
 }
 
 int Run(const Flags& flags) {
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);  // before any thread begins: only this one waits for them
-
+  process::HoldEndingSignals();
   auto registry = std::make_shared<prometheus::Registry>();
   SchedulerMetrics metrics(registry, static_cast<int32_t>(flags.loop.group.addresses.size()), flags.build);
   ReplicaBoard board;
@@ -209,7 +165,7 @@ int Run(const Flags& flags) {
                server->port(), (*ops)->port());
   bool has_finished_all = false;
   std::thread thread([&] { has_finished_all = loop.Run(); });
-  ServeUntilSignalled(signals, *server, board);
+  ServeUntilSignalled(*server, board);
   inbox.Push(DrainOrder{.patience_us = flags.drain_timeout_ms * 1000});
   thread.join();
   server->Shutdown(kCloseMs);
@@ -234,7 +190,7 @@ int main(int argc, char** argv) {
     return app.exit(error) == 0 ? 0 : 2;
   }
   weir::scheduler::Convert(flags);
-  weir::scheduler::SetLog(flags);
+  weir::process::StartLog(flags.log, "scheduler");
   flags.service.secret = weir::scheduler::NewSecret();
   return weir::scheduler::Run(flags);
 }

@@ -14,28 +14,30 @@ LAWS = {
                               r'|random|unordered_map|unordered_set|iostream|fstream|sys/.*|unistd\.h|absl/(?!container|hash|types).*'),
     'config': (['config'], WIRE + r'|prometheus|boost'),
     'metrics': (['metrics'], WIRE + r'|CLI|yaml-cpp.*'),
+    'process': (['process'], WIRE + r'|prometheus|boost'),
+    'channels': (['channels'], r'google/protobuf|.*\.pb\.h|CLI|boost|prometheus|spdlog'),
     'gateway/text': (['gateway/text'], WIRE + r'|CLI|boost|nlohmann'),
     'gateway/chat': (['gateway/chat', 'gateway/text'], WIRE + r'|CLI|boost'),
     'gateway/identity': (['gateway/identity'], WIRE + r'|CLI|boost'),
-    'scheduler/service': (['scheduler', 'proto', 'metrics', 'config'], r'CLI'),
+    'scheduler/service': (['scheduler', 'proto', 'channels', 'metrics', 'config'], r'CLI'),
     'worker/checkpoint': (['worker/checkpoint', 'kernels'], WIRE + r'|CLI|boost'),
     'worker/communicator': (['worker/communicator'], WIRE + r'|CLI|boost|nlohmann'),
     'worker/model': (['worker/checkpoint', 'worker/communicator', 'worker/model', 'worker/rank.h', 'worker/step_plan.h', 'kernels'],
                      WIRE + r'|CLI|boost|nlohmann'),
-    'worker/service': (['worker', 'kernels', 'proto', 'metrics', 'config'], r'boost|nlohmann'),
+    'worker/service': (['worker', 'kernels', 'proto', 'metrics', 'process', 'config'], r'boost|nlohmann'),
     'worker': (['worker', 'kernels', 'proto', 'metrics', 'config'], r'CLI'),
     'gateway/request': (['gateway/chat', 'gateway/identity', 'gateway/request', 'gateway/text'], r'grpc.*|CLI|boost'),
     'gateway/models': (['gateway/chat', 'gateway/models', 'gateway/request', 'gateway/text'], WIRE + r'|CLI|boost'),
-    'gateway/replica': (['gateway/clock.h', 'gateway/chat', 'gateway/identity', 'gateway/replica', 'gateway/request', 'gateway/text'],
+    'gateway/replica': (['channels', 'gateway/clock.h', 'gateway/chat', 'gateway/identity', 'gateway/replica', 'gateway/request', 'gateway/text'],
                         r'CLI|boost|nlohmann'),
     'gateway/answer': (['gateway/clock.h', 'gateway/answer', 'gateway/chat', 'gateway/replica', 'gateway/text'],
                        WIRE + r'|CLI|boost|nlohmann|spdlog|prometheus'),
     'gateway/serving': (['gateway/clock.h', 'gateway/answer', 'gateway/chat', 'gateway/identity', 'gateway/replica', 'gateway/request',
-                         'gateway/serving', 'gateway/text'], WIRE + r'|CLI|boost|nlohmann'),
-    'gateway': (['gateway', 'proto', 'metrics', 'config'], None),
+                         'gateway/serving', 'gateway/text', 'metrics'], WIRE + r'|CLI|boost|nlohmann'),
+    'gateway': (['gateway', 'proto', 'metrics', 'process', 'config'], None),
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s+(["<])([^">]+)[">]', re.M)
-TOP = ('kernels', 'scheduler', 'worker', 'gateway', 'proto', 'tools', 'tests', 'metrics', 'config')
+TOP = ('kernels', 'scheduler', 'worker', 'gateway', 'proto', 'tools', 'tests', 'metrics', 'config', 'process', 'channels')
 
 
 def law_of(path):

@@ -6,6 +6,7 @@
 #include <deque>
 #include <utility>
 
+#include "channels/internal_channel.h"
 #include "gateway/replica/scheduler_messages.h"
 #include "weir/scheduler/v1/scheduler.grpc.pb.h"
 
@@ -18,19 +19,6 @@ using scheduler::v1::ServeResponse;
 
 constexpr int kMaxMessageBytes = 64 << 20;
 constexpr std::chrono::milliseconds kQuestionDeadline{2000};
-
-std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
-  grpc::ChannelArguments arguments;
-  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
-  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 10000);  // a host that vanishes says no goodbye
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5000);
-  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-  arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
-  arguments.SetMaxSendMessageSize(kMaxMessageBytes);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
-}
 
 std::string Describe(const grpc::Status& status) {
   return status.ok() ? "the scheduler has ended the stream" : status.error_message();
@@ -171,7 +159,7 @@ SchedulerStreams::SchedulerStreams(Options options, std::function<void(ReplicaEv
     : options_(std::move(options)), on_event_(std::move(on_event)) {
   for (const std::string& address : options_.addresses) {
     channels_.push_back(std::make_unique<Channel>());
-    channels_.back()->stub = SchedulerService::NewStub(Connect(address));
+    channels_.back()->stub = SchedulerService::NewStub(channels::NewInternalChannel(address, kMaxMessageBytes));
   }
 }
 

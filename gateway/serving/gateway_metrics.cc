@@ -1,19 +1,20 @@
 #include "gateway/serving/gateway_metrics.h"
 
-#include <prometheus/counter.h>
-#include <prometheus/gauge.h>
-#include <prometheus/histogram.h>
-#include <prometheus/registry.h>
-
 #include <algorithm>
 #include <mutex>
 #include <set>
 
 #include "gateway/serving/endings.h"
+#include "metrics/series.h"
 
 namespace weir::gateway {
 namespace {
 
+using metrics::Follow;
+using metrics::NewCounter;
+using metrics::NewGauge;
+using metrics::NewHistogram;
+using metrics::Seconds;
 using prometheus::Counter;
 using prometheus::Family;
 using prometheus::Gauge;
@@ -26,24 +27,6 @@ const Buckets kTokenSeconds = {.002, .004, .006, .008, .01, .015, .02, .025, .03
                                .06,  .08,  .1,   .15,  .2,  .3,   .5,  1,    2,   5};
 const Buckets kDurationSeconds = {.1, .2, .5, 1, 2, 5, 10, 20, 40, 80, 160, 320, 640, 1200, 2400};
 const Buckets kTokens = {1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000};
-
-double Seconds(int64_t us) { return static_cast<double>(us) / 1e6; }
-
-Family<Gauge>& NewGauge(Registry& registry, const char* name, const char* help) {
-  return prometheus::BuildGauge().Name(name).Help(help).Register(registry);
-}
-Family<Counter>& NewCounter(Registry& registry, const char* name, const char* help) {
-  return prometheus::BuildCounter().Name(name).Help(help).Register(registry);
-}
-Family<Histogram>& NewHistogram(Registry& registry, const char* name, const char* help) {
-  return prometheus::BuildHistogram().Name(name).Help(help).Register(registry);
-}
-
-// A counter that follows a number which only grows.
-void Follow(Counter& counter, int64_t value) {
-  const double more = static_cast<double>(value) - counter.Value();
-  if (more > 0) counter.Increment(more);
-}
 
 }  // namespace
 

@@ -7,6 +7,7 @@
 #include <deque>
 #include <utility>
 
+#include "channels/internal_channel.h"
 #include "scheduler/service/rank_messages.h"
 #include "weir/worker/v1/worker.grpc.pb.h"
 
@@ -18,19 +19,6 @@ using worker::v1::RunResponse;
 
 constexpr int kMaxMessageBytes = 256 << 20;
 constexpr size_t kMaxWaitingMessages = 64;  // to one rank; the loop is at most a few steps ahead
-
-std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
-  grpc::ChannelArguments arguments;
-  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
-  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 10000);  // a host that vanishes says no goodbye
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5000);
-  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-  arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
-  arguments.SetMaxSendMessageSize(kMaxMessageBytes);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
-}
 
 std::string Describe(const grpc::Status& status) {
   return status.ok() ? "the rank has ended the stream" : status.error_message();
@@ -146,7 +134,8 @@ RankStreams::RankStreams(const std::vector<std::string>& addresses, std::string 
     : build_(std::move(build)), inbox_(inbox) {
   for (const std::string& address : addresses) {
     channels_.push_back(std::make_unique<Channel>());
-    channels_.back()->stub = worker::v1::WorkerService::NewStub(Connect(address));
+    channels_.back()->stub =
+        worker::v1::WorkerService::NewStub(channels::NewInternalChannel(address, kMaxMessageBytes));
   }
 }
 

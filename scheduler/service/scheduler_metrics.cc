@@ -1,16 +1,18 @@
 #include "scheduler/service/scheduler_metrics.h"
 
-#include <prometheus/counter.h>
-#include <prometheus/gauge.h>
-#include <prometheus/histogram.h>
-#include <prometheus/registry.h>
-
 #include <map>
 #include <vector>
+
+#include "metrics/series.h"
 
 namespace weir::scheduler {
 namespace {
 
+using metrics::Follow;
+using metrics::NewCounter;
+using metrics::NewGauge;
+using metrics::NewHistogram;
+using metrics::Seconds;
 using prometheus::Counter;
 using prometheus::Family;
 using prometheus::Gauge;
@@ -23,24 +25,6 @@ const Buckets kWaitSeconds = {.001, .005, .01, .05, .1, .2, .3, .5, .75, 1, 1.5,
 const Buckets kDecodeSeconds = {.05, .1, .2, .5, 1, 2, 5, 10, 20, 40, 80, 160, 320, 640, 1200, 2400};
 const Buckets kReformSeconds = {.05, .1, .25, .5, 1, 2, 3, 4, 5, 7.5, 10, 20, 60, 300};
 const Buckets kBatchTokens = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192};
-
-double Seconds(TimeUs us) { return static_cast<double>(us) / 1e6; }
-
-Family<Gauge>& NewGauge(Registry& registry, const char* name, const char* help) {
-  return prometheus::BuildGauge().Name(name).Help(help).Register(registry);
-}
-Family<Counter>& NewCounter(Registry& registry, const char* name, const char* help) {
-  return prometheus::BuildCounter().Name(name).Help(help).Register(registry);
-}
-Family<Histogram>& NewHistogram(Registry& registry, const char* name, const char* help) {
-  return prometheus::BuildHistogram().Name(name).Help(help).Register(registry);
-}
-
-// A counter that follows a number which only grows.
-void Follow(Counter& counter, int64_t value) {
-  const double more = static_cast<double>(value) - counter.Value();
-  if (more > 0) counter.Increment(more);
-}
 
 const char* NameOf(FinishReason reason) {
   switch (reason) {

@@ -6,6 +6,18 @@
 
 namespace weir::worker {
 
+SocketGroupOptions SocketGroupOptionsOf(const GroupOrder& order, int32_t rank, const std::atomic<bool>& cancelled) {
+  SocketGroupOptions options;
+  options.rank = rank;
+  options.addresses = order.addresses;
+  options.epoch = order.epoch;
+  options.token = order.token;
+  options.deadline = order.collective_deadline;
+  options.connect_deadline = order.connect_deadline;
+  options.cancelled = &cancelled;
+  return options;
+}
+
 RankEngine::RankEngine(std::unique_ptr<Rank> rank, int world_size, FormCommunicator form_communicator)
     : rank_(std::move(rank)),
       world_size_(world_size),

@@ -38,6 +38,9 @@ class EngineListener {
   virtual void OnDrained() = 0;                          // everything ordered before is done; nothing more will run
 };
 
+// What an order says of the group, for the communicator of this rank.
+SocketGroupOptions SocketGroupOptionsOf(const GroupOrder& order, int32_t rank, const std::atomic<bool>& cancelled);
+
 class RankEngine {
  public:
   // Makes the communicator of an order, or fails.  Gives up early when the flag becomes true.  Not called for a group

@@ -17,6 +17,7 @@
 
 #include "config/build_id.h"
 #include "config/config.h"
+#include "process/ending_signals.h"
 #include "worker/backend_choice.h"
 #include "worker/checkpoint/checkpoint.h"
 #include "worker/communicator/communicator.h"
@@ -99,30 +100,6 @@ int Fail(const std::string& what) {
 }
 int Fail(const absl::Status& status) { return Fail(std::string(status.message())); }
 
-// ---- signals ----
-
-sigset_t EndingSignals() {
-  sigset_t set;
-  sigemptyset(&set);
-  sigaddset(&set, SIGTERM);
-  sigaddset(&set, SIGINT);
-  return set;
-}
-
-// Before any thread starts: only the main thread takes these signals, when it asks for them.
-void HoldSignals() {
-  const sigset_t set = EndingSignals();
-  pthread_sigmask(SIG_BLOCK, &set, nullptr);
-  ::signal(SIGPIPE, SIG_IGN);
-}
-
-// True when the process was asked to end; waits for a tick.
-bool WasAskedToEnd() {
-  const sigset_t set = EndingSignals();
-  const timespec tick{0, std::chrono::nanoseconds(kTick).count()};
-  return sigtimedwait(&set, nullptr, &tick) > 0;
-}
-
 // ---- loading ----
 
 // "rank 1: 43 % of 12.4 GB, 1.9 GB/s", over and over on a terminal, every tenth elsewhere.
@@ -176,7 +153,7 @@ std::optional<absl::StatusOr<std::unique_ptr<Rank>>> Load(const Checkpoint& chec
     is_done = true;
   });
   while (!is_done) {
-    if (!WasAskedToEnd()) continue;
+    if (!process::WasAskedToEnd(kTick)) continue;
     loader.detach();  // it reads on until the process ends, which is next
     return std::nullopt;
   }
@@ -193,15 +170,7 @@ absl::StatusOr<std::unique_ptr<Communicator>> FormCommunicator(const Flags& flag
                                       order.addresses[flags.rank.layout.rank] + "; it listens at " +
                                       flags.communicator);
   }
-  SocketGroupOptions options;
-  options.rank = flags.rank.layout.rank;
-  options.addresses = order.addresses;
-  options.epoch = order.epoch;
-  options.token = order.token;
-  options.deadline = order.collective_deadline;
-  options.connect_deadline = order.connect_deadline;
-  options.cancelled = &cancelled;
-  return NewSocketGroup(options);
+  return NewSocketGroup(SocketGroupOptionsOf(order, flags.rank.layout.rank, cancelled));
 }
 
 RankHello HelloOf(const Rank& rank, const Checkpoint& checkpoint, const kernels::Backend& backend, const Flags& flags) {
@@ -227,7 +196,7 @@ RankHello HelloOf(const Rank& rank, const Checkpoint& checkpoint, const kernels:
 int WaitForEnd(WorkerService& service, const RankEngine& engine, const Flags& flags) {
   std::optional<Clock::time_point> drain_until;
   while (!service.IsDrained()) {
-    if (WasAskedToEnd() && !drain_until) {
+    if (process::WasAskedToEnd(kTick) && !drain_until) {
       std::fprintf(stderr, "rank %d: draining\n", flags.rank.layout.rank);
       drain_until = Clock::now() + milliseconds(flags.drain_timeout_ms);
       service.Drain();
@@ -295,7 +264,8 @@ int Main(int argc, char** argv) {
     std::fprintf(stderr, "weir-worker: %s\n", wrong.c_str());
     return 2;
   }
-  HoldSignals();
+  process::HoldEndingSignals();
+  ::signal(SIGPIPE, SIG_IGN);
   return Serve(flags);
 }
 

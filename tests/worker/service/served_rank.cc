@@ -9,15 +9,7 @@ namespace {
 
 absl::StatusOr<std::unique_ptr<Communicator>> Form(const ParallelLayout& layout, const GroupOrder& order,
                                                    const std::atomic<bool>& cancelled) {
-  SocketGroupOptions options;
-  options.rank = layout.rank;
-  options.addresses = order.addresses;
-  options.epoch = order.epoch;
-  options.token = order.token;
-  options.deadline = order.collective_deadline;
-  options.connect_deadline = order.connect_deadline;
-  options.cancelled = &cancelled;
-  return NewSocketGroup(options);
+  return NewSocketGroup(SocketGroupOptionsOf(order, layout.rank, cancelled));
 }
 
 }  // namespace
