@@ -11,10 +11,10 @@
 #include <cstdlib>
 #include <fstream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 #include <string>
 #include <vector>
 
+#include "tests/tools/weir/program.h"
 #include "tests/worker/checkpoint_writer.h"
 #include "tests/worker/tiny_models.h"
 
@@ -24,30 +24,8 @@ namespace {
 using nlohmann::json;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-
-struct Outcome {
-  int exit_code = -1;
-  std::string output;
-  std::string errors;
-};
-
-Outcome Weir(const std::string& arguments) {
-  const TestDirectory directory;
-  const std::string command = std::string(WEIR_BINARY_DIR) + "/bin/weir " + arguments + " 2>" + (directory / "errors");
-  FILE* pipe = popen(command.c_str(), "r");
-  EXPECT_NE(pipe, nullptr);
-  Outcome outcome;
-  std::array<char, 4096> buffer;
-  while (const size_t count = std::fread(buffer.data(), 1, buffer.size(), pipe)) {
-    outcome.output.append(buffer.data(), count);
-  }
-  const int status = pclose(pipe);
-  outcome.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
-  std::ostringstream errors;
-  errors << std::ifstream(directory / "errors").rdbuf();
-  outcome.errors = errors.str();
-  return outcome;
-}
+using tools::Outcome;
+using tools::Weir;
 
 // On the reference backend, which every build has.
 Outcome Generate(const std::string& model, const std::string& arguments) {
