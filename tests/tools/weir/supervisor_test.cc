@@ -4,6 +4,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <prometheus/registry.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -13,6 +14,7 @@
 #include <string>
 #include <thread>
 
+#include "metrics/ops_server.h"
 #include "tests/worker/checkpoint_writer.h"
 
 namespace weir::tools {
@@ -102,6 +104,24 @@ TEST(SupervisorTest, StartsAProcessThatDiedAgain) {
   EXPECT_TRUE(supervisor.Run().ok());
   EXPECT_THAT(story.deaths, ElementsAre("exited with code 3"));
   EXPECT_EQ(story.num_all_ready, 1);
+}
+
+// About 3 s.
+TEST(SupervisorTest, KillsAndRestartsAProcessWhoseLoopStandsStill) {
+  const TestDirectory directory;
+  const std::string mark = directory / "restarted";
+  const auto stands_still = [&] { return std::string(std::ifstream(mark) ? "" : "the loop stands still"); };
+  const auto ops = metrics::OpsServer::Start({.listen = "127.0.0.1:0", .liveness = stands_still, .readiness = nullptr},
+                                             std::make_shared<prometheus::Registry>());
+  ASSERT_TRUE(ops.ok()) << ops.status();
+  ProcessSpec spec = Shell("a", "if [ -e " + (directory / "first") + " ]; then touch " + mark + "; fi; touch " +
+                                    (directory / "first") + "; " + Serving());
+  spec.ready_address = "127.0.0.1:" + std::to_string((*ops)->port());
+  Story story;
+  Supervisor supervisor({spec}, {.run_for = seconds(4)}, story.Listener());
+  EXPECT_TRUE(supervisor.Run().ok());
+  EXPECT_THAT(story.deaths, ElementsAre("hung (the loop stands still) and was killed"));
+  EXPECT_EQ(story.num_ready, 2);
 }
 
 TEST(SupervisorTest, GivesUpAfterThreeQuickDeathsWithTheLastLinesAndEndsTheOthers) {

@@ -191,6 +191,41 @@ TEST_F(UpTest, AStreamSurvivesTheDeathOfARank) {
   EXPECT_EQ(WaitForEnd(), 0) << said_;
 }
 
+// About 8 s: five probes without an answer.
+TEST_F(UpTest, AStreamSurvivesASchedulerThatStandsStill) {
+  Start("--tp 2 --threads 1");
+  ASSERT_TRUE(Says("stop       Ctrl-C")) << said_;
+  const std::vector<pid_t> schedulers = ChildrenOf(up_->pid(), "weir-scheduler");
+  ASSERT_EQ(schedulers.size(), 1U);
+  const std::vector<uint32_t> tokens = Generate({5, 6, 7, 8}, 60, [&](size_t num_tokens) {
+    if (num_tokens == 5) kill(schedulers[0], SIGSTOP);
+  });
+  EXPECT_EQ(tokens, Expected("5,6,7,8", 60, "--tp 2 --threads 1"));
+  EXPECT_GT(finished_.timing().network_us(), 1'000'000U) << "the scheduler stood still while the stream ran";
+  EXPECT_TRUE(Says("scheduler  hung (no answer at /healthz for 5 s) and was killed; starting again in 0.1 s")) << said_;
+  EXPECT_FALSE(IsAlive(schedulers[0]));
+  EXPECT_EQ(Generate({5, 6, 7, 8}, 10, nullptr).size(), 10U);
+  up_->Signal(SIGTERM);
+  EXPECT_EQ(WaitForEnd(), 0) << said_;
+}
+
+// About 8 s.
+TEST_F(UpTest, AGatewayThatStandsStillIsStartedAgain) {
+  Start("--threads 1");
+  ASSERT_TRUE(Says("stop       Ctrl-C")) << said_;
+  const std::vector<pid_t> gateways = ChildrenOf(up_->pid(), "weir-gateway");
+  ASSERT_EQ(gateways.size(), 1U);
+  kill(gateways[0], SIGSTOP);
+  EXPECT_TRUE(Says("gateway    hung (no answer at /healthz for 5 s) and was killed; starting again in 0.1 s")) << said_;
+  EXPECT_TRUE(BecomesTrue([&] {
+    up_->ReadLines([&](std::string_view line) { said_ += std::string(line) + "\n"; });
+    return said_.rfind("gateway    ready after") > said_.find("gateway    hung");
+  })) << said_;
+  EXPECT_EQ(Generate({5, 6, 7, 8}, 24, nullptr), Expected("5,6,7,8", 24, "--threads 1"));
+  up_->Signal(SIGTERM);
+  EXPECT_EQ(WaitForEnd(), 0) << said_;
+}
+
 TEST_F(UpTest, LeavesNoProcessWhenItIsKilled) {
   Start("--threads 1");
   ASSERT_TRUE(Says("stop       Ctrl-C")) << said_;

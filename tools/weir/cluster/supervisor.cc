@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "tools/weir/cluster/ops_probe.h"
@@ -56,6 +57,7 @@ absl::Status Supervisor::Loop() {
     for (size_t i = 0; i < processes_.size(); ++i) ReadOutput(i);
     if (absl::Status status = TakeDeaths(); !status.ok()) return status;
     ProbeReadiness();
+    ProbeHealth();
     if (run_until_ && Clock::now() >= *run_until_) BeginDrain();
     if (!drain_until_) continue;
     ContinueDrain();
@@ -74,6 +76,8 @@ absl::Status Supervisor::StartDue() {
     process.started_at = Clock::now();
     process.last_lines.clear();
     process.is_ready = false;
+    process.health.reset();
+    process.hung_how.clear();
   }
   return absl::OkStatus();
 }
@@ -85,6 +89,7 @@ Supervisor::Clock::time_point Supervisor::NextTime() const {
     if (process.child && !process.is_ready && !process.spec.ready_address.empty()) {
       next = std::min(next, Clock::now() + kProbeInterval);
     }
+    if (process.child && process.health && !drain_until_) next = std::min(next, process.next_health_probe_at);
   }
   if (run_until_) next = std::min(next, *run_until_);
   if (drain_until_) next = std::min(next, *drain_until_);
@@ -141,7 +146,7 @@ absl::Status Supervisor::Died(size_t index, int wait_status) {
   ReadOutput(index);
   process.child.reset();
   process.is_ready = false;
-  const std::string how = HowItEnded(wait_status);
+  const std::string how = process.hung_how.empty() ? HowItEnded(wait_status) : process.hung_how;
   if (drain_until_) {
     if (wait_status != 0 && listener_.on_death) listener_.on_death(index, how, std::nullopt);
     return absl::OkStatus();
@@ -158,11 +163,39 @@ absl::Status Supervisor::Died(size_t index, int wait_status) {
 
 void Supervisor::ProbeReadiness() {
   for (size_t i = 0; i < processes_.size(); ++i) {
-    const Process& process = processes_[i];
+    Process& process = processes_[i];
     if (!process.child || process.is_ready || process.spec.ready_address.empty() || drain_until_) continue;
     const absl::StatusOr<OpsPage> page = GetOpsPage(process.spec.ready_address, "/readyz", kProbePatience);
+    if (page.ok() && !process.health) {
+      process.health.emplace();
+      process.next_health_probe_at = Clock::now() + HealthWatch::kInterval;
+    }
     if (page.ok() && page->is_ok) MarkReady(i);
   }
+}
+
+// The ranks' health is the scheduler's matter, which knows what they have to do and by when.
+void Supervisor::ProbeHealth() {
+  for (Process& process : processes_) {
+    if (!process.child || !process.health || drain_until_ || Clock::now() < process.next_health_probe_at) continue;
+    process.next_health_probe_at = Clock::now() + HealthWatch::kInterval;
+    const absl::StatusOr<OpsPage> page = GetOpsPage(process.spec.ready_address, "/healthz", HealthWatch::kPatience);
+    if (!page.ok()) {
+      EndIfHung(process, process.health->Silent());
+    } else if (!page->is_ok) {
+      EndIfHung(process, process.health->Complained(std::string(absl::StripAsciiWhitespace(page->text))));
+    } else {
+      process.health->Answered();
+    }
+  }
+}
+
+// Its death is then taken like any other.
+void Supervisor::EndIfHung(Process& process, const std::optional<std::string>& hung_how) {
+  if (!hung_how) return;
+  process.hung_how = *hung_how;
+  process.health.reset();
+  process.child->Kill();
 }
 
 void Supervisor::MarkReady(size_t index) {

@@ -11,10 +11,12 @@
 
 #include "absl/status/status.h"
 #include "tools/weir/cluster/child_process.h"
+#include "tools/weir/cluster/health_watch.h"
 #include "tools/weir/cluster/restart_policy.h"
 
-// Runs a few programs as children until they are asked to end: starts them, waits until each is ready, starts those
-// that die again, and at the end drains them in order.  One thread; whatever happens to it, no child stays.
+// Runs a few programs as children until they are asked to end: starts them, waits until each is ready, kills those that
+// hang, starts those that die again, and at the end drains them in order.  One thread; whatever happens to it, no child
+// stays.
 
 namespace weir::tools {
 
@@ -22,7 +24,9 @@ struct ProcessSpec {
   std::string name;               // "rank 0"
   std::vector<std::string> argv;  // argv[0]: the program's path
   std::string ready_text;         // ready when a line of its output holds this ...
-  std::string ready_address;      // ... or, when this is set, when /readyz of this ops address (host:port) says so
+  // ... or, when this is set, when /readyz of this ops address (host:port) says so; its /healthz is then watched from
+  // its first answer until a drain begins, and a process that hangs is killed.
+  std::string ready_address;
   bool (*is_progress)(std::string_view line) = nullptr;  // lines that say how far it is: not kept as last lines
   int drain_stage = 0;  // asked to end (SIGTERM) when all processes of lower stages have ended
 };
@@ -66,6 +70,9 @@ class Supervisor {
     RestartPolicy policy;
     std::optional<ChildProcess> child;
     bool is_ready = false;
+    std::optional<HealthWatch> health;  // from its first answer in this life
+    Clock::time_point next_health_probe_at;
+    std::string hung_how;  // why this life was ended, if it was for hanging
     bool was_asked_to_end = false;
     Clock::time_point started_at;
     std::optional<Clock::time_point> restart_at;
@@ -80,6 +87,8 @@ class Supervisor {
   absl::Status TakeDeaths();
   absl::Status Died(size_t index, int wait_status);
   void ProbeReadiness();
+  void ProbeHealth();
+  void EndIfHung(Process& process, const std::optional<std::string>& hung_how);
   void MarkReady(size_t index);
   void BeginDrain();
   void ContinueDrain();
