@@ -8,6 +8,8 @@
 namespace weir::gateway::limits {
 
 inline constexpr int64_t kMaxRequestBytes = 8 << 20;  // of a message on the wire
+// What is still read, so that it can be refused in our words; gRPC refuses what is larger while it comes in.
+inline constexpr int64_t kMaxReceivedBytes = 2 * kMaxRequestBytes;
 inline constexpr int32_t kMaxMessages = 2048;
 inline constexpr int32_t kMaxTools = 128;
 inline constexpr int32_t kMaxToolCalls = 128;  // of one message

@@ -38,7 +38,10 @@ constexpr int kMaxPingStrikes = 2;
 constexpr int kConnectionAgeMs = 30 * 60'000;  // then the client is asked to connect again; streams go on
 
 void SetLimits(const GatewayOptions& options, grpc::ServerBuilder& builder) {
-  builder.SetMaxReceiveMessageSize(static_cast<int>(limits::kMaxRequestBytes));
+  builder.SetMaxReceiveMessageSize(static_cast<int>(limits::kMaxReceivedBytes));
+  // gRPC bounds a message before it is unpacked, not after: a thousandth of what it then takes.
+  builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_GZIP, false);
+  builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_DEFLATE, false);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.max_streams_per_connection);
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxMetadataBytes);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, kStreamWindowBytes);

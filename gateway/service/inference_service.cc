@@ -12,18 +12,20 @@
 #include "gateway/service/caller.h"
 #include "gateway/service/frame_messages.h"
 #include "gateway/service/status_details.h"
+#include "gateway/service/wire_message.h"
 #include "gateway/serving/endings.h"
 #include "weir/v1/inference.grpc.pb.h"
 
 namespace weir::gateway {
 namespace {
 
+using grpc::ByteBuffer;
 using grpc::CallbackServerContext;
 
 // A stream.  gRPC tells it nothing before the method that made it returns, and OnDone last.
 template <typename Response>
-class StreamCall final : public grpc::ServerWriteReactor<Response>, public FramePort {
-  using Reactor = grpc::ServerWriteReactor<Response>;
+class StreamCall final : public grpc::ServerWriteReactor<ByteBuffer>, public FramePort {
+  using Reactor = grpc::ServerWriteReactor<ByteBuffer>;
 
  public:
   explicit StreamCall(CallbackServerContext* context) : context_(context) {}
@@ -36,7 +38,8 @@ class StreamCall final : public grpc::ServerWriteReactor<Response>, public Frame
   void Write(const Frame& frame) override {
     response_.Clear();
     FillResponse(frame, *tokenizer_, response_);
-    this->StartWrite(&response_);
+    WriteMessage(response_, bytes_);
+    StartWrite(&bytes_);
   }
   void Finish(const std::optional<RequestError>& error) override {
     Reactor::Finish(error ? ToStatus(*error) : grpc::Status::OK);
@@ -56,6 +59,7 @@ class StreamCall final : public grpc::ServerWriteReactor<Response>, public Frame
   CallbackServerContext* const context_;
   const Tokenizer* tokenizer_ = nullptr;
   Response response_;
+  ByteBuffer bytes_;                        // of `response_`
   std::shared_ptr<ServedRequest> request_;  // null: refused at the door
 };
 
@@ -65,71 +69,102 @@ class TextCall final : public grpc::ServerUnaryReactor {
   void OnDone() override { delete this; }
 };
 
-class InferenceService final : public v1::InferenceService::CallbackService {
+// Every method takes bytes and parses them itself: see wire_message.h.
+template <typename Service>
+using Raw = v1::InferenceService::WithRawCallbackMethod_Chat<
+    v1::InferenceService::WithRawCallbackMethod_Generate<v1::InferenceService::WithRawCallbackMethod_Tokenize<
+        v1::InferenceService::WithRawCallbackMethod_Detokenize<v1::InferenceService::WithRawCallbackMethod_ListModels<
+            v1::InferenceService::WithRawCallbackMethod_GetModel<Service>>>>>>;
+
+class InferenceService final : public Raw<v1::InferenceService::Service> {
  public:
   InferenceService(const std::vector<Offer>* offers, const Authenticator* authenticator, FrontDesk* desk)
       : offers_(offers), authenticator_(authenticator), desk_(desk) {}
 
-  grpc::ServerWriteReactor<v1::ChatResponse>* Chat(CallbackServerContext* context,
-                                                   const v1::ChatRequest* request) override {
-    return Stream<v1::ChatResponse>(context, request, Api::kChat, PrepareChat);
+  grpc::ServerWriteReactor<ByteBuffer>* Chat(CallbackServerContext* context, const ByteBuffer* bytes) override {
+    return Stream<v1::ChatRequest, v1::ChatResponse>(context, *bytes, Api::kChat, PrepareChat);
   }
 
-  grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(CallbackServerContext* context,
-                                                           const v1::GenerateRequest* request) override {
-    return Stream<v1::GenerateResponse>(context, request, Api::kGenerate, PrepareGenerate);
+  grpc::ServerWriteReactor<ByteBuffer>* Generate(CallbackServerContext* context, const ByteBuffer* bytes) override {
+    return Stream<v1::GenerateRequest, v1::GenerateResponse>(context, *bytes, Api::kGenerate, PrepareGenerate);
   }
 
-  grpc::ServerUnaryReactor* Tokenize(CallbackServerContext* context, const v1::TokenizeRequest* request,
-                                     v1::TokenizeResponse* response) override {
-    return Work(context, request, response, TokenizeInput);
+  grpc::ServerUnaryReactor* Tokenize(CallbackServerContext* context, const ByteBuffer* bytes,
+                                     ByteBuffer* answer) override {
+    return Work<v1::TokenizeRequest, v1::TokenizeResponse>(context, *bytes, answer, TokenizeInput);
   }
 
-  grpc::ServerUnaryReactor* Detokenize(CallbackServerContext* context, const v1::DetokenizeRequest* request,
-                                       v1::DetokenizeResponse* response) override {
-    return Work(context, request, response, DetokenizeIds);
+  grpc::ServerUnaryReactor* Detokenize(CallbackServerContext* context, const ByteBuffer* bytes,
+                                       ByteBuffer* answer) override {
+    return Work<v1::DetokenizeRequest, v1::DetokenizeResponse>(context, *bytes, answer, DetokenizeIds);
   }
 
-  grpc::ServerUnaryReactor* ListModels(CallbackServerContext* context, const v1::ListModelsRequest*,
-                                       v1::ListModelsResponse* response) override {
-    const auto caller = IdentityOf(*context, *authenticator_);
-    if (const auto* error = std::get_if<RequestError>(&caller)) return Answer(context, ToStatus(*error));
-    for (const Offer& offer : *offers_) Fill(offer, *response->add_models());
+  grpc::ServerUnaryReactor* ListModels(CallbackServerContext* context, const ByteBuffer* bytes,
+                                       ByteBuffer* answer) override {
+    Given<v1::ListModelsRequest> given;
+    if (const auto error = Take(*context, *bytes, given)) return Answer(context, ToStatus(*error));
+    v1::ListModelsResponse response;
+    for (const Offer& offer : *offers_) Fill(offer, *response.add_models());
+    WriteMessage(response, *answer);
     return Answer(context, grpc::Status::OK);
   }
 
-  grpc::ServerUnaryReactor* GetModel(CallbackServerContext* context, const v1::GetModelRequest* request,
-                                     v1::GetModelResponse* response) override {
-    const auto caller = IdentityOf(*context, *authenticator_);
-    if (const auto* error = std::get_if<RequestError>(&caller)) return Answer(context, ToStatus(*error));
-    const Offer* offer = Find(request->model());
+  grpc::ServerUnaryReactor* GetModel(CallbackServerContext* context, const ByteBuffer* bytes,
+                                     ByteBuffer* answer) override {
+    Given<v1::GetModelRequest> given;
+    if (const auto error = Take(*context, *bytes, given)) return Answer(context, ToStatus(*error));
+    const Offer* offer = Find(given.message->model());
     if (offer == nullptr) return Answer(context, ToStatus(UnknownModel(ModelNames())));
-    Fill(*offer, *response->mutable_model());
+    v1::GetModelResponse response;
+    Fill(*offer, *response.mutable_model());
+    WriteMessage(response, *answer);
     return Answer(context, grpc::Status::OK);
   }
 
  private:
-  // `request` lives until the call is over, and the call ends after `prepare` has run.
-  template <typename Response, typename Request, typename Prepare>
-  grpc::ServerWriteReactor<Response>* Stream(CallbackServerContext* context, const Request* request, Api api,
-                                             Prepare prepare) {
+  // Who calls, and what they say.
+  template <typename Request>
+  struct Given {
+    Identity identity;
+    std::string tenant = "unknown";
+    std::shared_ptr<Request> message = std::make_shared<Request>();
+    int64_t bytes = 0;  // on the wire
+  };
+
+  // Nothing is parsed for somebody without a key.
+  template <typename Request>
+  std::optional<RequestError> Take(const CallbackServerContext& context, const ByteBuffer& bytes,
+                                   Given<Request>& given) const {
+    auto caller = IdentityOf(context, *authenticator_);
+    if (auto* error = std::get_if<RequestError>(&caller)) return std::move(*error);
+    given.identity = std::get<Identity>(std::move(caller));
+    given.tenant = given.identity.TenantName();
+    given.bytes = static_cast<int64_t>(bytes.Length());
+    return ReadMessage(bytes, *given.message);
+  }
+
+  template <typename Request, typename Response, typename Prepare>
+  grpc::ServerWriteReactor<ByteBuffer>* Stream(CallbackServerContext* context, const ByteBuffer& bytes, Api api,
+                                               Prepare prepare) {
     const TimeUs now = NowUs();
     auto* call = new StreamCall<Response>(context);
-    auto caller = IdentityOf(*context, *authenticator_);
-    if (const auto* error = std::get_if<RequestError>(&caller)) return Refuse(call, "unknown", api, *error);
-    auto& identity = std::get<Identity>(caller);
-    const Offer* offer = Find(request->model());
-    if (offer == nullptr) return Refuse(call, identity.TenantName(), api, UnknownModel(ModelNames()));
+    Given<Request> given;
+    if (const auto error = Take(*context, bytes, given)) return Refuse(call, given.tenant, api, *error);
+    const Offer* offer = Find(given.message->model());
+    if (offer == nullptr) return Refuse(call, given.tenant, api, UnknownModel(ModelNames()));
+    // A stream may go on for minutes: its request does not outlive what is made of it.
+    const auto prepare_once = [message = std::move(given.message), offer, prepare](PreparedRequest& prepared) mutable {
+      const auto request = std::move(message);
+      return prepare(*request, *offer->model, prepared);
+    };
     call->Begin(*desk_, {.arrived = now,
                          .deadline = DeadlineOf(*context, now),
-                         .identity = std::move(identity),
+                         .identity = std::move(given.identity),
                          .api = api,
                          .offer = offer,
-                         .bytes = static_cast<int64_t>(request->ByteSizeLong()),
+                         .bytes = given.bytes,
                          .traceparent = TraceparentOf(*context),
-                         .prepare = [request, offer, prepare](PreparedRequest& prepared) {
-                           return prepare(*request, *offer->model, prepared);
-                         }});
+                         .prepare = prepare_once});
     return call;
   }
 
@@ -142,17 +177,19 @@ class InferenceService final : public v1::InferenceService::CallbackService {
   }
 
   template <typename Request, typename Response, typename Run>
-  grpc::ServerUnaryReactor* Work(CallbackServerContext* context, const Request* request, Response* response, Run run) {
-    const auto caller = IdentityOf(*context, *authenticator_);
-    if (const auto* error = std::get_if<RequestError>(&caller)) return Answer(context, ToStatus(*error));
-    const Offer* offer = Find(request->model());
+  grpc::ServerUnaryReactor* Work(CallbackServerContext* context, const ByteBuffer& bytes, ByteBuffer* answer, Run run) {
+    Given<Request> given;
+    if (const auto error = Take(*context, bytes, given)) return Answer(context, ToStatus(*error));
+    const Offer* offer = Find(given.message->model());
     if (offer == nullptr) return Answer(context, ToStatus(UnknownModel(ModelNames())));
     auto* call = new TextCall;
-    const auto job = [call, request, response, offer, run] {
-      const std::optional<RequestError> error = run(*request, *offer->model, *response);
+    const auto job = [call, request = given.message, answer, offer, run] {
+      Response response;
+      const std::optional<RequestError> error = run(*request, *offer->model, response);
+      if (!error) WriteMessage(response, *answer);
       call->Finish(error ? ToStatus(*error) : grpc::Status::OK);
     };
-    if (!desk_->PostText(std::get<Identity>(caller), static_cast<int64_t>(request->ByteSizeLong()), job)) {
+    if (!desk_->PostText(given.identity, given.bytes, job)) {
       call->Finish(ToStatus(Overloaded("too many requests arrive at once")));
     }
     return call;

@@ -6,7 +6,7 @@ import unittest
 
 import grpc
 
-from client import Client, Stream, detail, generate_request, pb
+from client import Client, Stream, detail, error_details, generate_request, pb
 from cluster import BIN, MODEL_NAME, Cluster, wait_until
 
 
@@ -75,16 +75,36 @@ class ErrorsTest(unittest.TestCase):
         self.assertIn("demo", stream.message)  # what there is
 
     def test_a_message_over_the_size_limit_is_refused_and_the_connection_goes_on(self):
-        stream = Stream(self.client.stub.Generate(generate_request("x" * (9 << 20), 1), timeout=20)).join()
-        self.assertEqual(stream.code, grpc.StatusCode.RESOURCE_EXHAUSTED, stream.message)
+        stream = self.refused(generate_request("x" * (9 << 20), 1), grpc.StatusCode.INVALID_ARGUMENT, "MESSAGE_TOO_LARGE")
+        self.assertIn(f"at most {8 << 20} are allowed", stream.message)
+        self.assertIn(f"at most {8 << 20} are allowed", detail(stream, "BadRequest").field_violations[0].description)
+        stream = Stream(self.client.stub.Generate(generate_request("x" * (40 << 20), 1), timeout=20)).join()
+        self.assertEqual(stream.code, grpc.StatusCode.RESOURCE_EXHAUSTED, stream.message)  # gRPC's own: never received
+        self.assertIn(str(16 << 20), stream.message)
+
+    def test_a_small_message_that_unpacks_to_a_large_one_takes_no_memory(self):
+        before = self.cluster.gateway.resident_mb()
+        request = generate_request("x" * (100 << 20), 1)
+        for compression in (grpc.Compression.Gzip, grpc.Compression.Deflate) * 2:
+            stream = Stream(self.client.stub.Generate(request, timeout=20, compression=compression)).join()
+            self.assertEqual(stream.code, grpc.StatusCode.UNIMPLEMENTED, stream.message)
+            self.assertIn("is disabled", stream.message)
+        self.assertLess(self.cluster.gateway.resident_mb() - before, 64)
 
     def test_bytes_that_are_no_message_are_refused(self):
-        raw = self.client.channel.unary_stream("/weir.v1.InferenceService/Generate", request_serializer=lambda b: b, response_deserializer=lambda b: b)
-        for garbage in (b"\xff" * 100, b"\x0a\xff\xff\xff\xff\x0f", os.urandom(1000)):
-            with self.assertRaises(grpc.RpcError) as raised:
-                list(raw(garbage, timeout=10))
-            # gRPC's callback server says UNIMPLEMENTED to bytes that it cannot parse.
-            self.assertIn(raised.exception.code(), (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.INTERNAL, grpc.StatusCode.INVALID_ARGUMENT))
+        bytes_in_and_out = {"request_serializer": lambda b: b, "response_deserializer": lambda b: b}
+        service = pb.DESCRIPTOR.services_by_name["InferenceService"]
+        for method in service.methods:
+            call = self.client.channel.unary_stream(f"/weir.v1.InferenceService/{method.name}", **bytes_in_and_out)
+            for garbage in (b"\xff" * 100, b"\x0a\xff\xff\xff\xff\x0f", b"\x00" + os.urandom(1000)):
+                with self.subTest(method=method.name, garbage=garbage[:10]), self.assertRaises(grpc.RpcError) as raised:
+                    list(call(garbage, timeout=10))
+                self.assertEqual(raised.exception.code(), grpc.StatusCode.INVALID_ARGUMENT)
+                self.assertIn(method.input_type.full_name, raised.exception.details())
+                details = error_details(raised.exception)
+                info = detail(details, "ErrorInfo")
+                self.assertEqual((info.domain, info.reason), ("weir", "MALFORMED_MESSAGE"))
+                self.assertGreater(len(detail(details, "BadRequest").field_violations[0].description), 10)
 
     def test_an_unknown_method_is_unimplemented(self):
         call = self.client.channel.unary_unary("/weir.v1.InferenceService/Bill", request_serializer=lambda b: b, response_deserializer=lambda b: b)

@@ -6,6 +6,7 @@
 #include "gateway/replica/scheduler_messages.h"
 #include "gateway/request/prepared_request.h"
 #include "gateway/request/text_requests.h"
+#include "gateway/request/wire_faults.h"
 #include "gateway/text/utf8.h"
 #include "scheduler/service/submission.h"
 #include "weir/scheduler/v1/scheduler.pb.h"
@@ -54,6 +55,15 @@ void CheckError(const RequestError& error) {
   }
 }
 
+// Of bytes that are no message.
+void CheckFault(const google::protobuf::Message& message, const uint8_t* data, int size) {
+  const RequestError error = weir::gateway::MalformedMessage(
+      *message.GetDescriptor(), std::string_view(reinterpret_cast<const char*>(data), static_cast<size_t>(size)));
+  Require(error.code == RequestError::Code::kInvalidArgument && error.violations.size() == 1);
+  Require(weir::gateway::IsValidUtf8(error.message) && error.message.ends_with(error.violations[0].description));
+  Require(error.violations[0].description.find("(byte ") != std::string::npos);  // found
+}
+
 void CheckThatASchedulerTakesIt(const PreparedRequest& prepared) {
   weir::gateway::Submission submission;
   submission.request_id = prepared.request_id.value_or("r");
@@ -84,7 +94,7 @@ void CheckPrepared(const PreparedRequest& prepared) {
 template <typename Request, typename Prepare>
 void FuzzPrepare(const uint8_t* data, int size, Prepare prepare) {
   Request request;
-  if (!request.ParseFromArray(data, size)) return;
+  if (!request.ParseFromArray(data, size)) return CheckFault(request, data, size);
   PreparedRequest prepared;
   const auto error = prepare(request, Model(), prepared);
   if (error) return CheckError(*error);
@@ -94,7 +104,7 @@ void FuzzPrepare(const uint8_t* data, int size, Prepare prepare) {
 template <typename Request, typename Response, typename Run>
 void FuzzText(const uint8_t* data, int size, Run run) {
   Request request;
-  if (!request.ParseFromArray(data, size)) return;
+  if (!request.ParseFromArray(data, size)) return CheckFault(request, data, size);
   Response response;
   if (const auto error = run(request, Model(), response)) return CheckError(*error);
   std::string bytes;

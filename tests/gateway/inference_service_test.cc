@@ -1,6 +1,7 @@
 // The gateway as clients see it: one gateway, schedulers played by the test, real gRPC on both sides.
 
 #include <gmock/gmock.h>
+#include <grpcpp/generic/generic_stub.h>
 #include <gtest/gtest.h>
 
 #include <chrono>
@@ -320,10 +321,84 @@ TEST_F(InferenceServiceTest, WithoutAReplicaSaysWhenToComeBack) {
   EXPECT_THAT(heard.status.error_message(), Not(HasSubstr("nowhere"))) << "addresses are none of the client's business";
 }
 
-TEST_F(InferenceServiceTest, MessagesBeyondTheBoundAreRefused) {
+TEST_F(InferenceServiceTest, MessagesBeyondTheBoundAreRefusedWithBothSizes) {
   Start();
-  const Heard heard = Run(Generate(std::string(9 << 20, 'a')));
-  EXPECT_EQ(heard.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  const grpc::Status status = Run(Generate(std::string(9 << 20, 'a'))).status;
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  const Details details = DetailsOf(status);
+  EXPECT_EQ(details.info.reason(), "MESSAGE_TOO_LARGE");
+  EXPECT_EQ(details.info.metadata().at("limit"), "8388608");
+  ASSERT_TRUE(details.bad_request.has_value());
+  EXPECT_THAT(details.bad_request->field_violations(0).description(), HasSubstr("at most 8388608 are allowed"));
+  EXPECT_FALSE(details.retry.has_value()) << "it will not get smaller";
+  EXPECT_THAT(Metrics(), HasSubstr(R"(weir_gateway_rejected_total{reason="MESSAGE_TOO_LARGE",tenant="local"} 1)"));
+}
+
+TEST_F(InferenceServiceTest, WhatIsFarBeyondTheBoundIsNotEvenReceived) {
+  Start();
+  const grpc::Status status = Run(Generate(std::string(17 << 20, 'a'))).status;
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(status.error_message(), HasSubstr("larger than max"));
+}
+
+// A call whose message is these bytes, or nothing at all.
+grpc::Status CallWith(const std::shared_ptr<grpc::Channel>& channel, const std::string& method,
+                      const std::optional<std::string>& bytes) {
+  grpc::GenericStub generic(channel);
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(20));
+  grpc::CompletionQueue queue;
+  const auto call = generic.PrepareCall(&context, "/weir.v1.InferenceService/" + method, &queue);
+  void* tag = nullptr;
+  bool ok = false;
+  call->StartCall(nullptr);
+  queue.Next(&tag, &ok);
+  if (bytes) {
+    const grpc::Slice slice(*bytes);
+    call->WriteLast(grpc::ByteBuffer(&slice, 1), {}, nullptr);
+  } else {
+    call->WritesDone(nullptr);
+  }
+  queue.Next(&tag, &ok);
+  grpc::Status status;
+  call->Finish(&status, nullptr);
+  queue.Next(&tag, &ok);
+  return status;
+}
+
+TEST_F(InferenceServiceTest, BytesThatAreNoMessageAreRefusedByEveryMethod) {
+  Start();
+  for (const char* method : {"Chat", "Generate", "Tokenize", "Detokenize", "ListModels", "GetModel"}) {
+    const grpc::Status status = CallWith(channel, method, "\x0a\x50short");
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << method;
+    const Details details = DetailsOf(status);
+    EXPECT_EQ(details.info.reason(), "MALFORMED_MESSAGE") << method;
+    ASSERT_TRUE(details.bad_request.has_value()) << method;
+    EXPECT_THAT(details.bad_request->field_violations(0).description(),
+                HasSubstr("80 bytes long, but only 5 are left"));
+    EXPECT_THAT(status.error_message(), HasSubstr("weir.v1." + std::string(method) + "Request"));
+  }
+  EXPECT_THAT(Metrics(), HasSubstr(R"(weir_gateway_rejected_total{reason="MALFORMED_MESSAGE",tenant="local"} 2)"))
+      << "of the streams, as other refusals";
+}
+
+TEST_F(InferenceServiceTest, ACallWithoutAMessageEnds) {
+  Start();
+  for (const char* method : {"Chat", "Tokenize"}) {
+    EXPECT_FALSE(CallWith(channel, method, std::nullopt).ok()) << method;
+  }
+  AnswerWith(scheduler(), Ids("x"));
+  EXPECT_TRUE(Run(Generate("a")).status.ok());
+}
+
+TEST_F(InferenceServiceTest, TextThatIsNotUtf8IsNamed) {
+  Start();
+  // messages { role: USER content: "ok" } messages { content: "\377" }
+  const std::string bytes("\x12\x06\x08\x02\x12\x02ok\x12\x03\x12\x01\xff", 13);
+  const Details details = DetailsOf(CallWith(channel, "Chat", bytes));
+  ASSERT_TRUE(details.bad_request.has_value());
+  EXPECT_EQ(details.bad_request->field_violations(0).field(), "messages[1].content");
+  EXPECT_THAT(details.bad_request->field_violations(0).description(), HasSubstr("is not valid UTF-8"));
 }
 
 struct RefusalCase {
