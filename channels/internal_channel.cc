@@ -12,6 +12,7 @@ std::shared_ptr<grpc::Channel> NewInternalChannel(const std::string& address, in
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 10000);  // a host that vanishes says no goodbye
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5000);
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);  // streams are replayed by us, with what was delivered
   arguments.SetMaxReceiveMessageSize(max_message_bytes);
   arguments.SetMaxSendMessageSize(max_message_bytes);
   return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);

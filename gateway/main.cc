@@ -17,6 +17,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "channels/lock_checks.h"
 #include "config/build_id.h"
 #include "config/config.h"
 #include "gateway/models/model_directory.h"
@@ -269,6 +270,7 @@ void Drain(const Flags& flags, GatewayServer& server) {
 }
 
 int Run(const Flags& flags) {
+  channels::SkipLockChecks();
   process::HoldEndingSignals();
   auto options = OptionsOf(flags);
   if (!options.ok()) return Fail(std::string(options.status().message()));

@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "channels/lock_checks.h"
 #include "config/build_id.h"
 #include "config/config.h"
 #include "metrics/ops_server.h"
@@ -144,6 +145,7 @@ void ServeUntilSignalled(SchedulerServer& server, const ReplicaBoard& board) {
 }
 
 int Run(const Flags& flags) {
+  channels::SkipLockChecks();
   process::HoldEndingSignals();
   auto registry = std::make_shared<prometheus::Registry>();
   SchedulerMetrics metrics(registry, static_cast<int32_t>(flags.loop.group.addresses.size()), flags.build);

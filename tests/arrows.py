@@ -24,7 +24,7 @@ LAWS = {
     'worker/communicator': (['worker/communicator'], WIRE + r'|CLI|boost|nlohmann'),
     'worker/model': (['worker/checkpoint', 'worker/communicator', 'worker/model', 'worker/rank.h', 'worker/step_plan.h', 'kernels'],
                      WIRE + r'|CLI|boost|nlohmann'),
-    'worker/service': (['worker', 'kernels', 'proto', 'metrics', 'process', 'config'], r'boost|nlohmann'),
+    'worker/service': (['worker', 'kernels', 'proto', 'channels', 'metrics', 'process', 'config'], r'boost|nlohmann'),
     'worker': (['worker', 'kernels', 'proto', 'metrics', 'config'], r'CLI'),
     'gateway/request': (['gateway/chat', 'gateway/identity', 'gateway/request', 'gateway/text'], r'grpc.*|CLI|boost'),
     'gateway/models': (['gateway/chat', 'gateway/models', 'gateway/request', 'gateway/text'], WIRE + r'|CLI|boost'),
@@ -34,7 +34,7 @@ LAWS = {
                        WIRE + r'|CLI|boost|nlohmann|spdlog|prometheus'),
     'gateway/serving': (['gateway/clock.h', 'gateway/answer', 'gateway/chat', 'gateway/identity', 'gateway/replica', 'gateway/request',
                          'gateway/serving', 'gateway/text', 'metrics'], WIRE + r'|CLI|boost|nlohmann'),
-    'gateway': (['gateway', 'proto', 'metrics', 'process', 'config'], None),
+    'gateway': (['gateway', 'proto', 'channels', 'metrics', 'process', 'config'], None),
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s+(["<])([^">]+)[">]', re.M)
 TOP = ('kernels', 'scheduler', 'worker', 'gateway', 'proto', 'tools', 'tests', 'metrics', 'config', 'process', 'channels')

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "channels/lock_checks.h"
 #include "kernels/check.h"
 #include "tools/bench/bench_model.h"
 #include "tools/bench/ceilings.h"
@@ -297,11 +298,13 @@ void RunRound(const Options& options, int32_t round, BareRank& engine, Cluster& 
   c.engine.push_back(tokens / engine.Run(prompts));
   const double after_engine_s = OwnCpuS();
   const ChildrenCpu before = cluster.Cpu();
+  const double before_client_s = OwnCpuS();
   const std::vector<RequestRecord> records = cluster.Run(plan, seed);
+  const double after_client_s = OwnCpuS();
   const ChildrenCpu after = cluster.Cpu();
   c.engine_cpu_s += after_engine_s - before_engine_s;
   c.rank_cpu_s += after.ranks_s - before.ranks_s;
-  c.shells_cpu_s += after.others_s - before.others_s + OwnCpuS() - after_engine_s;
+  c.shells_cpu_s += after.others_s - before.others_s + after_client_s - before_client_s;
   c.served.push_back(Summarize(records, {}).output_tokens_per_s());
   c.records.insert(c.records.end(), records.begin(), records.end());
 }
@@ -384,6 +387,7 @@ int Run(Options options) {
 }  // namespace weir::tools
 
 int main(int argc, char** argv) {
+  weir::channels::SkipLockChecks();
   CLI::App app(
       "What serving costs: streams of 128 tokens in and 64 out through gateway, scheduler and a rank process, beside "
       "the "

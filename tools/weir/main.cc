@@ -1,8 +1,10 @@
 #include <CLI/CLI.hpp>
 
+#include "channels/lock_checks.h"
 #include "tools/weir/commands.h"
 
 int main(int argc, char** argv) {
+  weir::channels::SkipLockChecks();
   CLI::App app{"Weir divides one large mixture-of-experts language model fairly among its tenants."};
   app.require_subcommand(1);
   weir::tools::AddUp(app);

@@ -22,6 +22,7 @@ RankEngine::RankEngine(std::unique_ptr<Rank> rank, int world_size, FormCommunica
     : rank_(std::move(rank)),
       world_size_(world_size),
       form_communicator_(std::move(form_communicator)),
+      telling_thread_([this] { TellLoop(); }),
       thread_([this] { Loop(); }) {}
 
 RankEngine::~RankEngine() {
@@ -32,6 +33,12 @@ RankEngine::~RankEngine() {
     changed_.notify_all();
   }
   thread_.join();
+  {
+    std::lock_guard lock(outcomes_mutex_);
+    is_telling_over_ = true;
+    outcomes_changed_.notify_all();
+  }
+  telling_thread_.join();
   (void)rank_->Reform(nullptr, epoch_ + 1);  // lets go of the communicator, which goes before the rank
 }
 
@@ -116,14 +123,14 @@ bool RankEngine::Take(Order& order) {
 // Plans of another epoch, and those that were under way when an epoch failed, are dropped: the scheduler knows.
 void RankEngine::Do(const StepPlan& plan, uint64_t session) {
   if (is_drained_ || !is_formed_ || session != epoch_session_ || plan.epoch != epoch_) return;
-  const absl::StatusOr<StepResult> result = rank_->Run(plan);
+  absl::StatusOr<StepResult> result = rank_->Run(plan);
   if (!result.ok()) {
     // The others may wait for this rank in a collective; they shall not wait for their deadline.
     AbortCommunicator(std::string(result.status().message()));
     return Fail({.epoch = plan.epoch, .step_id = plan.step_id, .reason = std::string(result.status().message())},
                 session);
   }
-  if (auto listener = Listener(session)) listener->OnResult(*result);
+  Report(session, *std::move(result));
 }
 
 void RankEngine::Do(const GroupOrder& order, uint64_t session) {
@@ -139,12 +146,12 @@ void RankEngine::Do(const GroupOrder& order, uint64_t session) {
     return Fail({.epoch = order.epoch, .reason = std::string(status.message())}, session);
   }
   is_formed_ = true;
-  if (auto listener = Listener(session)) listener->OnGroupFormed(order.epoch);
+  Report(session, GroupFormed{order.epoch});
 }
 
 void RankEngine::Do(const DrainOrder&, uint64_t session) {
   is_drained_ = true;
-  if (auto listener = Listener(session)) listener->OnDrained();
+  Report(session, Drained{});
 }
 
 absl::Status RankEngine::Form(const GroupOrder& order) {
@@ -173,9 +180,41 @@ void RankEngine::SetCommunicator(std::unique_ptr<Communicator> communicator) {
   communicator.reset();  // says goodbye to the others; may take a moment
 }
 
-void RankEngine::Fail(const RankFailed& failure, uint64_t session) {
+void RankEngine::Fail(RankFailed failure, uint64_t session) {
   is_formed_ = false;
-  if (auto listener = Listener(session)) listener->OnFailed(failure);
+  Report(session, std::move(failure));
+}
+
+// ---- telling ----
+
+void RankEngine::Report(uint64_t session, std::variant<StepResult, GroupFormed, RankFailed, Drained> what) {
+  std::unique_lock lock(outcomes_mutex_);
+  outcomes_changed_.wait(lock, [this] { return outcomes_.size() < kMaxOutcomes; });
+  outcomes_.push_back({session, std::move(what)});
+  outcomes_changed_.notify_all();
+}
+
+void RankEngine::TellLoop() {
+  for (Outcome outcome; TakeOutcome(outcome);) Tell(outcome);
+}
+
+bool RankEngine::TakeOutcome(Outcome& outcome) {
+  std::unique_lock lock(outcomes_mutex_);
+  outcomes_changed_.wait(lock, [this] { return is_telling_over_ || !outcomes_.empty(); });
+  if (outcomes_.empty()) return false;
+  outcome = std::move(outcomes_.front());
+  outcomes_.pop_front();
+  outcomes_changed_.notify_all();
+  return true;
+}
+
+void RankEngine::Tell(const Outcome& outcome) {
+  const std::shared_ptr<EngineListener> listener = Listener(outcome.session);
+  if (listener == nullptr) return;
+  if (const auto* formed = std::get_if<GroupFormed>(&outcome.what)) listener->OnGroupFormed(formed->epoch);
+  if (const auto* result = std::get_if<StepResult>(&outcome.what)) listener->OnResult(*result);
+  if (const auto* failed = std::get_if<RankFailed>(&outcome.what)) listener->OnFailed(*failed);
+  if (std::holds_alternative<Drained>(outcome.what)) listener->OnDrained();
 }
 
 std::shared_ptr<EngineListener> RankEngine::Listener(uint64_t session) const {

@@ -15,6 +15,7 @@
 #include <string>
 #include <thread>
 
+#include "channels/lock_checks.h"
 #include "config/build_id.h"
 #include "config/config.h"
 #include "process/ending_signals.h"
@@ -264,6 +265,7 @@ int Main(int argc, char** argv) {
     std::fprintf(stderr, "weir-worker: %s\n", wrong.c_str());
     return 2;
   }
+  channels::SkipLockChecks();
   process::HoldEndingSignals();
   ::signal(SIGPIPE, SIG_IGN);
   return Serve(flags);
