@@ -173,6 +173,9 @@ class Backend {
   virtual void CopyToHost(void* destination, TensorView source) = 0;
   virtual void Copy(TensorView destination, TensorView source) = 0;  // same dtype and shape
   virtual void Zero(TensorView destination) = 0;
+  // Memory that will be used: takes it from the system now, in the background where that takes time, so that its first
+  // use need not.  What it holds stays.  `memory` is dense, the whole of a buffer.
+  virtual void Prefault(TensorView memory) = 0;
   // Waits for all operations so far; the first error since the last call.
   virtual absl::Status Synchronize() = 0;
 

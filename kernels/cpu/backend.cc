@@ -12,6 +12,7 @@
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/machine.h"
 #include "kernels/cpu/matrix.h"
+#include "kernels/cpu/prefault.h"
 #include "kernels/cpu/router.h"
 #include "kernels/float_formats.h"
 
@@ -73,11 +74,17 @@ class CpuBackend final : public Backend {
   DType activation_dtype() const override { return DType::kF32; }
 
   absl::StatusOr<DeviceBuffer> Allocate(int64_t num_bytes) override;
-  void Free(void* data) override { FreeBytes(data); }
+  void Free(void* data) override {
+    prefault_.Remove(data);
+    FreeBytes(data);
+  }
   void CopyToDevice(TensorView destination, const void* source) override;
   void CopyToHost(void* destination, TensorView source) override;
   void Copy(TensorView destination, TensorView source) override;
   void Zero(TensorView destination) override;
+  void Prefault(TensorView memory) override {
+    prefault_.Add(memory.data, memory.rows * memory.cols * SizeOf(memory.dtype));
+  }
   absl::Status Synchronize() override { return std::exchange(machine_.error, absl::OkStatus()); }
 
   absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinear(const HostMatrix& weight, ScaleFormat format) override;
@@ -115,6 +122,7 @@ class CpuBackend final : public Backend {
   std::string detail_;
   SwiGluPlan swiglu_plan_;
   AttentionPlan attention_plan_;
+  cpu::Prefault prefault_;
 };
 
 const Batch& Unwrap(const DeviceBatch& batch) { return static_cast<const Batch&>(batch); }

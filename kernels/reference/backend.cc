@@ -84,6 +84,7 @@ class ReferenceBackend final : public Backend {
   void CopyToHost(void* destination, TensorView source) override;
   void Copy(TensorView destination, TensorView source) override;
   void Zero(TensorView destination) override;
+  void Prefault(TensorView) override {}
   absl::Status Synchronize() override { return absl::OkStatus(); }
 
   absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinear(const HostMatrix& weight, ScaleFormat format) override;

@@ -1,6 +1,9 @@
 // What is the CPU backend's own: its thread pool, the choice of an instruction set, attention over rows that are not
 // finite.  Its arithmetic is in the parity table.
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -16,6 +19,7 @@
 #include "kernels/backend.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/memory.h"
+#include "kernels/cpu/prefault.h"
 #include "kernels/cpu/thread_pool.h"
 #include "tests/kernels/attention_steps.h"
 #include "tests/kernels/rig.h"
@@ -117,6 +121,35 @@ TEST(MemoryTest, IsAlignedAndSaysWhatThereIs) {
   const absl::Status status = Memory::Allocate(int64_t{1} << 50).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(status.message()), HasSubstr(std::to_string(int64_t{1} << 50)));
+}
+
+bool IsResident(const Memory& memory) {
+  const auto page_bytes = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  std::vector<unsigned char> pages((static_cast<size_t>(memory.num_bytes()) + page_bytes - 1) / page_bytes);
+  EXPECT_EQ(mincore(memory.data(), static_cast<size_t>(memory.num_bytes()), pages.data()), 0);
+  return std::all_of(pages.begin(), pages.end(), [](unsigned char page) { return (page & 1) != 0; });
+}
+
+TEST(PrefaultTest, TakesPagesAndLeavesWhatIsWrittenMeanwhile) {
+  Memory memory = *Memory::Allocate(int64_t{64} << 20);
+  if (IsResident(memory)) GTEST_SKIP() << "the memory was in use before";
+  if (madvise(memory.data(), 1, 23 /* MADV_POPULATE_WRITE */) != 0) GTEST_SKIP() << "an older kernel";
+  Prefault prefault;
+  prefault.Add(memory.data(), memory.num_bytes());
+  for (int64_t i = 0; i < memory.num_bytes(); i += 4096) memory.data()[memory.num_bytes() - 1 - i] = 7;
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+  while (!IsResident(memory) && std::chrono::steady_clock::now() < until) std::this_thread::yield();
+  EXPECT_TRUE(IsResident(memory));
+  for (int64_t i = 0; i < memory.num_bytes(); i += 4096) ASSERT_EQ(memory.data()[memory.num_bytes() - 1 - i], 7);
+}
+
+TEST(PrefaultTest, MemoryIsFreedAndTheBackendDestroyedWhilePagesAreTaken) {
+  const auto backend = *NewCpuBackend({.num_threads = 1});
+  for (int i = 0; i < 20; ++i) {
+    const DeviceBuffer one = *backend->Allocate(int64_t{16} << 20), other = *backend->Allocate(1000);
+    backend->Prefault(one.View(DType::kBF16, 1 << 10, 1 << 13));
+    backend->Prefault(other.View(DType::kF32, 1, 250));
+  }
 }
 
 TEST(WorkspaceTest, KeepsTheFirstErrorAndWorksAgainAfterIt) {

@@ -25,6 +25,7 @@ class ForwardingBackend : public Backend {
   void CopyToHost(void* destination, TensorView source) override { inner_.CopyToHost(destination, source); }
   void Copy(TensorView destination, TensorView source) override { inner_.Copy(destination, source); }
   void Zero(TensorView destination) override { inner_.Zero(destination); }
+  void Prefault(TensorView memory) override { inner_.Prefault(memory); }
   absl::Status Synchronize() override { return inner_.Synchronize(); }
 
   absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinear(const HostMatrix& weight, ScaleFormat format) override {

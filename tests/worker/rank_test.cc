@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "tests/kernels/forwarding_backend.h"
 #include "tests/worker/checkpoint_writer.h"
 #include "tests/worker/step_runner.h"
 #include "tests/worker/tiny_models.h"
@@ -116,6 +117,37 @@ TEST_P(RankTest, RefusesAPlanAsAWholeAndGoesOn) {
   EXPECT_TRUE(absl::IsInvalidArgument(result.status())) << result.status();
 
   EXPECT_THAT(Run({Next(0, 70)}).sequences[0].error, IsEmpty()) << "the slot was harmed";
+}
+
+// All memory begins as NaN.
+class NanMemory final : public kernels::ForwardingBackend {
+ public:
+  using ForwardingBackend::ForwardingBackend;
+  absl::StatusOr<kernels::DeviceBuffer> Allocate(int64_t num_bytes) override {
+    absl::StatusOr<kernels::DeviceBuffer> buffer = inner_.Allocate(num_bytes);
+    if (!buffer.ok()) return buffer;
+    const std::vector<uint8_t> nan(num_bytes, 0xff);
+    inner_.CopyToDevice(buffer->View(kernels::DType::kF8E4M3, 1, num_bytes), nan.data());
+    return buffer;
+  }
+};
+
+// The cache is taken as it comes from the system, and blocks as others left them.
+TEST_P(RankTest, ReadsNoMemoryThatItHasNotWritten) {
+  for (const char* model : {"v3", "v3_fp8"}) {
+    const std::vector<int32_t> prompt = SomeTokens(1, 70);
+    const SequenceSetup setup = {.sampling = {.temperature = 0.0f}};
+    Load(TinyModel(model));
+    const std::vector<int32_t> expected = Answer(prompt, 8, setup);
+
+    rank_.reset();
+    NanMemory memory(*backend_);
+    absl::StatusOr<std::unique_ptr<Rank>> rank = Rank::Load(TinyModel(model), kSmall, &memory, nullptr, nullptr);
+    ASSERT_TRUE(rank.ok()) << rank.status();
+    rank_ = *std::move(rank);
+    EXPECT_EQ(Answer(prompt, 8, setup), expected);
+    rank_.reset();
+  }
 }
 
 TEST_P(RankTest, AnEmptyPlanIsAStep) {

@@ -151,7 +151,7 @@ absl::Status LoadedRank::AllocateCaches(kernels::DType dtype) {
         backend_->Allocate(num_rows * config_.cache_width() * kernels::SizeOf(dtype));
     if (!buffer.ok()) return buffer.status();
     const TensorView rows = buffer->View(dtype, num_rows, config_.cache_width());
-    backend_->Zero(rows);  // takes the memory from the system at once, not in the middle of an answer
+    backend_->Prefault(rows);  // no row reads what it has not written, so nothing needs to be zero
     caches_.push_back({.rows = rows, .block_size = options_.block_size});
     cache_buffers_.push_back(*std::move(buffer));
   }
