@@ -7,8 +7,6 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
-#include <fstream>
-#include <iterator>
 #include <memory>
 #include <string>
 #include <thread>
@@ -42,6 +40,7 @@ struct Flags {
   std::string keys;
   std::string tls_certificate;
   std::string tls_key;
+  std::string tls_client_ca;
   std::string reflection = "auto";
   std::string name;
   int32_t max_requests = 4096;
@@ -75,8 +74,11 @@ void AddFlags(CLI::App& app, Flags& flags) {
   app.add_option("--ops-listen", flags.ops_listen, "host:port of /metrics, /healthz and /readyz")
       ->capture_default_str();
   app.add_option("--keys", flags.keys, "file of API keys (see weir keys); without it only this machine may connect");
-  app.add_option("--tls-certificate", flags.tls_certificate, "PEM file; with --tls-key, clients connect over TLS");
+  app.add_option("--tls-certificate", flags.tls_certificate,
+                 "PEM file; with --tls-key, clients connect over TLS; read again when it changes");
   app.add_option("--tls-key", flags.tls_key, "PEM file of the certificate's private key");
+  app.add_option("--tls-client-ca", flags.tls_client_ca,
+                 "PEM file of authorities; then clients must have a certificate of one of them, besides their key");
   app.add_option("--reflection", flags.reflection, "on, off, or auto: on when only this machine may connect")
       ->check(CLI::IsMember({"auto", "on", "off"}))
       ->capture_default_str();
@@ -186,23 +188,18 @@ absl::StatusOr<std::vector<GatewayOptions::ServedBy>> ModelsOf(const Flags& flag
 
 // ---- who may connect ----
 
-absl::StatusOr<std::string> ReadFile(const std::string& flag, const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return absl::NotFoundError(flag + " " + path + ": cannot be opened");
-  return std::string((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-}
-
 absl::Status SetTls(const Flags& flags, GatewayOptions& options) {
-  if (flags.tls_certificate.empty() && flags.tls_key.empty()) return absl::OkStatus();
-  if (flags.tls_certificate.empty() || flags.tls_key.empty()) {
+  if (flags.tls_certificate.empty() != flags.tls_key.empty()) {
     return absl::InvalidArgumentError("--tls-certificate and --tls-key go together");
   }
-  auto certificate = ReadFile("--tls-certificate", flags.tls_certificate);
-  if (!certificate.ok()) return certificate.status();
-  auto key = ReadFile("--tls-key", flags.tls_key);
-  if (!key.ok()) return key.status();
-  options.tls_certificate_pem = *std::move(certificate);
-  options.tls_key_pem = *std::move(key);
+  if (flags.tls_certificate.empty()) {
+    if (flags.tls_client_ca.empty()) return absl::OkStatus();
+    return absl::InvalidArgumentError("--tls-client-ca needs --tls-certificate and --tls-key");
+  }
+  auto files = CertificateFiles::Open(
+      {.certificate = flags.tls_certificate, .key = flags.tls_key, .client_authority = flags.tls_client_ca});
+  if (!files.ok()) return files.status();
+  options.certificate = *std::move(files);
   return absl::OkStatus();
 }
 
@@ -226,7 +223,7 @@ absl::Status SetAccess(const Flags& flags, GatewayOptions& options) {
 void SayAccess(const Flags& flags, const GatewayOptions& options) {
   if (flags.keys.empty()) {
     spdlog::warn("no --keys: everybody on this machine is the tenant \"local\", and no other machine can connect");
-  } else if (options.tls_certificate_pem.empty() && !IsLocalAddress(flags.listen)) {
+  } else if (options.certificate == nullptr && !IsLocalAddress(flags.listen)) {
     spdlog::warn("no --tls-certificate: keys and texts cross the network unencrypted");
   }
 }

@@ -17,6 +17,7 @@
 #include "gateway/request/limits.h"
 #include "gateway/service/health_service.h"
 #include "gateway/service/inference_service.h"
+#include "gateway/service/tls_credentials.h"
 #include "gateway/serving/gateway_metrics.h"
 #include "gateway/serving/text_pool.h"
 
@@ -24,8 +25,8 @@ namespace weir::gateway {
 namespace {
 
 constexpr std::chrono::milliseconds kTurn{20};
-constexpr int kTurnsPerLook = 10;  // at what every request may need
-constexpr int kTurnsPerKeyRefresh = 50;
+constexpr int kTurnsPerLook = 10;             // at what every request may need
+constexpr int kTurnsPerRefresh = 50;          // of keys and certificate
 constexpr TimeUs kLongestTurnUs = 5'000'000;  // a loop that has not turned for so long does not move
 
 // What one connection may ask for.  A client that keeps to these never notices them.
@@ -57,10 +58,8 @@ void SetLimits(const GatewayOptions& options, grpc::ServerBuilder& builder) {
 }
 
 std::shared_ptr<grpc::ServerCredentials> CredentialsOf(const GatewayOptions& options) {
-  if (options.tls_certificate_pem.empty()) return grpc::InsecureServerCredentials();
-  grpc::SslServerCredentialsOptions tls;
-  tls.pem_key_cert_pairs.push_back({options.tls_key_pem, options.tls_certificate_pem});
-  return grpc::SslServerCredentials(tls);
+  if (options.certificate == nullptr) return grpc::InsecureServerCredentials();
+  return NewTlsCredentials(options.certificate.get());
 }
 
 // Once a process.  gRPC closes itself down with the last object of its kind, and may wait 10 s for a poller of its own
@@ -109,10 +108,11 @@ class GatewayServer::Parts {
   }
 
   bool Listen() {
+    credentials = CredentialsOf(options);
     if (options.has_reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     grpc::ServerBuilder builder;
     SetLimits(options, builder);
-    builder.AddListeningPort(options.listen, CredentialsOf(options), &port);
+    builder.AddListeningPort(options.listen, credentials, &port);
     builder.RegisterService(service.get());
     builder.RegisterService(&health);
     server = builder.BuildAndStart();
@@ -131,10 +131,27 @@ class GatewayServer::Parts {
     }
     health.SetServing(is_ready && !desk.is_draining());
     if (num_turns % kTurnsPerLook == 0) desk.OnTime(now);
-    if (num_turns++ % kTurnsPerKeyRefresh != 0) return;
+    if (num_turns++ % kTurnsPerRefresh == 0) Refresh();
+  }
+
+  void Refresh() {
     if (const absl::Status status = authenticator.Refresh(); !status.ok()) {
       spdlog::error("keys: {}; the last good ones stay in force", std::string(status.message()));
     }
+    if (options.certificate == nullptr) return;
+    const absl::StatusOr<bool> is_renewed = options.certificate->Refresh();
+    if (!is_renewed.ok()) {
+      spdlog::error("{}; what was read before stays in force", std::string(is_renewed.status().message()));
+    } else if (*is_renewed) {
+      SayCertificate();
+    }
+  }
+
+  void SayCertificate() const {
+    const auto certificate = options.certificate->current();
+    const auto level = certificate->has_expired ? spdlog::level::warn : spdlog::level::info;
+    spdlog::log(level, "TLS certificate: {} {}", certificate->has_expired ? "expired at" : "valid until",
+                certificate->valid_until);
   }
 
   void TurnUntilStopped() {
@@ -181,6 +198,7 @@ class GatewayServer::Parts {
   HealthService health;
   std::unique_ptr<grpc::Service> service;
   int port = 0;
+  std::shared_ptr<grpc::ServerCredentials> credentials;
   std::unique_ptr<grpc::Server> server;
 
   std::atomic<TimeUs> heartbeat{NowUs()};
@@ -201,11 +219,11 @@ std::unique_ptr<GatewayServer> GatewayServer::Start(GatewayOptions options,
   SetUpLibraries();
   auto parts = std::make_unique<Parts>(std::move(options), std::move(registry));
   if (!parts->Listen()) {
-    error = "cannot listen on " + listen +
-            ": is another process there, the address not of this machine, or the certificate not usable?";
+    error = "cannot listen on " + listen + ": is another process there, or the address not of this machine?";
     parts->Stop(0);
     return nullptr;
   }
+  if (parts->options.certificate != nullptr) parts->SayCertificate();
   parts->thread = std::thread([raw = parts.get()] { raw->TurnUntilStopped(); });
   return std::unique_ptr<GatewayServer>(new GatewayServer(std::move(parts)));
 }

@@ -9,6 +9,7 @@
 #include "gateway/identity/authenticator.h"
 #include "gateway/replica/replica_set.h"
 #include "gateway/request/served_model.h"
+#include "gateway/service/certificate_files.h"
 #include "gateway/serving/front_desk.h"
 
 namespace prometheus {
@@ -26,11 +27,10 @@ struct GatewayOptions {
   };
   std::vector<ServedBy> models;
   std::string build;
-  std::string name;                    // in the schedulers' logs
-  std::string listen = "127.0.0.1:0";  // "host:port" or "unix:/path"
-  std::unique_ptr<KeyFile> keys;       // null: nobody needs a key, and only this machine can connect
-  std::string tls_certificate_pem;     // with the key: TLS
-  std::string tls_key_pem;
+  std::string name;                               // in the schedulers' logs
+  std::string listen = "127.0.0.1:0";             // "host:port" or "unix:/path"
+  std::unique_ptr<KeyFile> keys;                  // null: nobody needs a key, and only this machine can connect
+  std::unique_ptr<CertificateFiles> certificate;  // null: no TLS
   bool has_reflection = true;
   int32_t max_streams_per_connection = 100;
   int32_t text_threads = 1;

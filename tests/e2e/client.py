@@ -11,8 +11,8 @@ from cluster import MODEL_NAME
 
 
 class Client:
-    def __init__(self, port, metadata=()):
-        self.channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.max_receive_message_length", 64 << 20)])
+    def __init__(self, port, metadata=(), channel=None):
+        self.channel = channel or grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.max_receive_message_length", 64 << 20)])
         self.stub = inference_pb2_grpc.InferenceServiceStub(self.channel)
         self.metadata = list(metadata)
 

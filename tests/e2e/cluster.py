@@ -85,7 +85,7 @@ class Process:
 
 
 class Cluster:
-    def __init__(self, tp=2, dp=2, gateway=(), scheduler=(), worker=(), model=MODEL, keys=None):
+    def __init__(self, tp=2, dp=2, gateway=(), scheduler=(), worker=(), model=MODEL, keys=None, host="127.0.0.1"):
         self.tp, self.dp, self.model, self.keys = tp, dp, model, keys
         self.folder = tempfile.mkdtemp(prefix="weir-e2e-")
         self.port, self.gateway_ops, self.scheduler_ops = free_port(), free_port(), free_port()
@@ -99,7 +99,7 @@ class Cluster:
         self._add("scheduler", "weir-scheduler", "--listen", unix("scheduler.sock"), "--ops-listen", f"127.0.0.1:{self.scheduler_ops}",
                   "--kill-hung-local-ranks", *(f"--rank={unix(f'rank{rank}.sock')}" for rank in ranks), *scheduler)  # fmt: skip
         self._add("gateway", "weir-gateway", "--model", f"{MODEL_NAME}={model}", "--scheduler", unix("scheduler.sock"),
-                  "--listen", f"127.0.0.1:{self.port}", "--ops-listen", f"127.0.0.1:{self.gateway_ops}", *gateway)  # fmt: skip
+                  "--listen", f"{host}:{self.port}", "--ops-listen", f"127.0.0.1:{self.gateway_ops}", *gateway)  # fmt: skip
         self.supervisor = threading.Thread(target=self._supervise, daemon=True)
 
     def _add(self, name, program, *arguments):
