@@ -4,13 +4,18 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <atomic>
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
+#include <fstream>
 #include <memory>
 #include <string>
 
 #include "absl/strings/str_cat.h"
 #include "tools/sim/request_trace.h"
 #include "tools/weir/client/inference_client.h"
+#include "tools/weir/client/interrupt.h"
 #include "tools/weir/commands.h"
 #include "tools/weir/load/load_plan.h"
 #include "tools/weir/load/load_report.h"
@@ -25,9 +30,11 @@ constexpr const char* kExamples =
     "      open loop: 4 requests/s on average, arriving as a Poisson process, whether the others have ended or not\n"
     "  weir bench serve --concurrency 32 --requests 320\n"
     "      closed loop: 32 requests at any time\n"
-    "  weir bench serve --trace conversation.csv --speed 2 --limit 1000 --json > result.json\n"
+    "  weir bench serve --trace conversation.csv --speed 2 --limit 1000 --output result.json\n"
     "      arrivals and lengths of a recorded trace, twice as fast\n"
-    "Latencies of the open loop count from the moment when a request was due.";
+    "Latencies of the open loop count from the moment when a request was due.  Ctrl-C ends the test and reports on "
+    "the\n"
+    "requests that had ended (exit code 130); a second Ctrl-C ends at once.";
 
 struct BenchOptions {
   ServerOptions server;
@@ -44,6 +51,7 @@ struct BenchOptions {
   double timeout_s = 600;
   Slo slo;
   bool prints_json = false;
+  std::string output;
 };
 
 // A bar on a terminal, nothing elsewhere.
@@ -76,7 +84,64 @@ absl::StatusOr<std::vector<PlannedRequest>> Plan(const BenchOptions& options, co
                      options.seed);
 }
 
-absl::Status Serve(const BenchOptions& options) {
+// What a report was made under.
+nlohmann::json LoadJson(const BenchOptions& options, const std::string& model) {
+  nlohmann::json load = {{"model", model}, {"num_warmups", options.num_warmups}, {"seed", options.seed}};
+  if (!options.trace.empty()) {
+    load.update({{"trace", options.trace}, {"speed", options.speed}, {"scale", options.scale}});
+    return load;
+  }
+  load.update({{"input_tokens", options.input_tokens}, {"output_tokens", options.output_tokens}});
+  if (options.rate_per_s > 0) {
+    load["rate_per_s"] = options.rate_per_s;
+  } else {
+    load["concurrency"] = options.concurrency;
+  }
+  return load;
+}
+
+// The file of --output: opened before the test, so that a test of an hour is not lost to a name that cannot be written.
+class OutputFile {
+ public:
+  absl::Status Open(const std::string& path) {
+    if (path.empty()) return absl::OkStatus();
+    path_ = path;
+    file_.open(path, std::ios::trunc);
+    return file_ ? absl::OkStatus() : Failure();
+  }
+  absl::Status Write(const nlohmann::json& report) {
+    if (path_.empty()) return absl::OkStatus();
+    file_ << report.dump(2) << std::endl;
+    return file_ ? absl::OkStatus() : Failure();
+  }
+
+ private:
+  absl::Status Failure() const {
+    return absl::UnavailableError(absl::StrCat("--output: cannot write ", path_, ": ", std::strerror(errno)));
+  }
+  std::string path_;
+  std::ofstream file_;
+};
+
+absl::Status Report(const BenchOptions& options, const std::string& model, const std::vector<RequestRecord>& records,
+                    int64_t num_planned, OutputFile& file) {
+  LoadReport report = Summarize(records, options.slo);
+  report.num_unsent = num_planned - std::ssize(records);
+  nlohmann::json json = ToJson(report, options.slo);
+  json["load"] = LoadJson(options, model);
+  std::printf("%s", options.prints_json ? (json.dump(2) + "\n").c_str() : Table(report, options.slo).c_str());
+  json["requests"] = ToJson(records);
+  if (absl::Status status = file.Write(json); !status.ok()) return status;
+  if (report.num_requests > 0 && report.num_failed == report.num_requests) {
+    return absl::AbortedError("every request failed");
+  }
+  return absl::OkStatus();
+}
+
+// `stop`: as for RunLoad.
+absl::Status Serve(const BenchOptions& options, const std::atomic<bool>& stop, std::atomic<bool>& is_measuring) {
+  OutputFile file;
+  if (absl::Status status = file.Open(options.output); !status.ok()) return status;
   const auto client = InferenceClient::Connect(options.server);
   if (!client.ok()) return client.status();
   const auto model = (*client)->FindModel(options.model);
@@ -88,18 +153,25 @@ absl::Status Serve(const BenchOptions& options) {
                         .avoided_ids = {model->eos_token_ids().begin(), model->eos_token_ids().end()},
                         .seed = options.seed,
                         .concurrency = 1,
-                        .timeout_s = options.timeout_s};
+                        .timeout_s = options.timeout_s,
+                        .stop = &stop};
   run.seed = ~options.seed;  // other prompts: what the warm-up leaves in a prefix cache helps nobody
   RunLoad(**client, PlanPoisson(options.num_warmups, 0, plan->front().num_prompt_tokens, 2, 0), run, nullptr);
   run.seed = options.seed;
   run.concurrency = options.concurrency;
+  is_measuring = true;
   const std::vector<RequestRecord> records = RunLoad(**client, *plan, run, Bar(static_cast<int64_t>(plan->size())));
   if (isatty(STDERR_FILENO) == 1) std::fprintf(stderr, "\r\033[K");
-  const LoadReport report = Summarize(records, options.slo);
-  std::printf("%s", options.prints_json ? (ToJson(report, options.slo).dump(2) + "\n").c_str()
-                                        : Table(report, options.slo).c_str());
-  if (report.num_failed == report.num_requests) return absl::AbortedError("every request failed");
-  return absl::OkStatus();
+  return Report(options, model->name(), records, static_cast<int64_t>(plan->size()), file);
+}
+
+// The first Ctrl-C of a measurement stops it; any other ends the program.
+absl::Status ServeInterruptibly(const BenchOptions& options, bool& was_interrupted) {
+  std::atomic<bool> stop{false}, is_measuring{false};
+  const Interrupt interrupt([&] { return is_measuring && !stop.exchange(true); });
+  absl::Status status = Serve(options, stop, is_measuring);
+  was_interrupted = stop;
+  return status;
 }
 
 void AddLoadOptions(CLI::App& command, BenchOptions& o) {
@@ -167,13 +239,15 @@ void AddBench(CLI::App& app) {
   serve->add_option("--slo-tpot-ms", options->slo.tpot_ms, "... and whose time per further token is")
       ->check(CLI::NonNegativeNumber);
   serve->add_flag("--json", options->prints_json, "print JSON instead of a table");
+  serve->add_option("--output", options->output, "write JSON into this file, too: the report, and every request");
   AddServerOptions(*serve, options->server);
   serve->callback([options] {
     if (options->rate_per_s == 0 && options->concurrency == 0 && options->trace.empty()) options->concurrency = 1;
-    const absl::Status status = Serve(*options);
-    if (status.ok()) return;
-    std::fprintf(stderr, "weir bench serve: %s\n", std::string(status.message()).c_str());
-    throw CLI::RuntimeError(1);
+    bool was_interrupted = false;
+    const absl::Status status = ServeInterruptibly(*options, was_interrupted);
+    if (!status.ok()) std::fprintf(stderr, "weir bench serve: %s\n", std::string(status.message()).c_str());
+    if (was_interrupted) throw CLI::RuntimeError(kInterruptedExitCode);
+    if (!status.ok()) throw CLI::RuntimeError(1);
   });
 }
 

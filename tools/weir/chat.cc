@@ -182,12 +182,13 @@ std::optional<std::string> ReadQuestion(LineReader& reader) {
 
 absl::Status Chat(const ChatOptions& options) {
   LineReader reader(DefaultHistoryFile());
-  Interrupt interrupt(reader.is_interactive() ? Interrupt::WhenIdle::kNothing : Interrupt::WhenIdle::kEndProgram);
+  Cancellation cancellation;
+  const Interrupt interrupt([&] { return cancellation.Cancel() || reader.is_interactive(); });
   const auto client = InferenceClient::Connect(options.server);
   if (!client.ok()) return client.status();
   const auto model = (*client)->FindModel(options.model);
   if (!model.ok()) return model.status();
-  Conversation conversation(options, **client, *model, interrupt.cancellation());
+  Conversation conversation(options, **client, *model, cancellation);
   if (reader.is_interactive()) {
     std::printf("%s at %s, %llu tokens of context; /help lists commands\n", model->name().c_str(),
                 options.server.address.c_str(), static_cast<unsigned long long>(model->max_model_len()));

@@ -125,7 +125,8 @@ class Completion {
 };
 
 absl::Status Complete(const CompleteOptions& options) {
-  Interrupt interrupt(Interrupt::WhenIdle::kEndProgram);
+  Cancellation cancellation;
+  const Interrupt interrupt([&] { return cancellation.Cancel(); });
   const auto client = InferenceClient::Connect(options.server);
   if (!client.ok()) return client.status();
   const std::string prompt = PromptOf(options);
@@ -133,7 +134,7 @@ absl::Status Complete(const CompleteOptions& options) {
     return absl::InvalidArgumentError("the prompt is empty: give it as an argument or on standard input");
   const auto model = (*client)->FindModel(options.model);
   if (!model.ok()) return model.status();
-  return Completion(options, **client, model->name(), interrupt.cancellation()).Run(prompt);
+  return Completion(options, **client, model->name(), cancellation).Run(prompt);
 }
 
 }  // namespace

@@ -1,7 +1,21 @@
 #include <CLI/CLI.hpp>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
 
 #include "channels/lock_checks.h"
 #include "tools/weir/commands.h"
+
+namespace {
+
+// A result that did not reach its file or pipe is an error, also when all else went well.
+int Close(int exit_code) {
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return exit_code;
+  std::fprintf(stderr, "weir: cannot write to standard output: %s\n", std::strerror(errno));
+  return exit_code == 0 ? 1 : exit_code;
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
   weir::channels::SkipLockChecks();
@@ -26,9 +40,9 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::RuntimeError& error) {  // a command has said what went wrong
-    return error.get_exit_code();
+    return Close(error.get_exit_code());
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
+    return Close(app.exit(error) == 0 ? 0 : 2);
   }
-  return 0;
+  return Close(0);
 }

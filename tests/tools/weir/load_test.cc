@@ -167,6 +167,18 @@ TEST(LoadReportTest, AnAnswerOfOneTokenHasNoTimePerFurtherToken) {
   EXPECT_DOUBLE_EQ(report.tpot_ms.mean, 1000);
 }
 
+TEST(LoadReportTest, WhatAnInterruptionCancelledIsInNoNumberButItsOwn) {
+  RequestRecord cancelled = Served(0, 9, 9, 3);
+  cancelled.was_cancelled = true;
+  const LoadReport report = Summarize({Served(0, 1, 2, 10), cancelled}, {});
+  EXPECT_EQ(report.num_requests, 1);
+  EXPECT_EQ(report.num_cancelled, 1);
+  EXPECT_EQ(report.num_failed, 0);
+  EXPECT_EQ(report.num_output_tokens, 10);
+  EXPECT_DOUBLE_EQ(report.wall_s, 2);
+  EXPECT_DOUBLE_EQ(report.ttft_ms.max, 1000);
+}
+
 TEST(LoadReportTest, NothingIsAReport) {
   const LoadReport report = Summarize({}, {});
   EXPECT_EQ(report.output_tokens_per_s(), 0);

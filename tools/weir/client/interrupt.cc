@@ -3,6 +3,8 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <utility>
+
 namespace weir::tools {
 namespace {
 
@@ -15,7 +17,7 @@ sigset_t InterruptSignal() {
 
 }  // namespace
 
-Interrupt::Interrupt(WhenIdle when_idle) : when_idle_(when_idle) {
+Interrupt::Interrupt(std::function<bool()> on_interrupt) : on_interrupt_(std::move(on_interrupt)) {
   const sigset_t set = InterruptSignal();
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
   thread_ = std::thread([this] { Wait(); });
@@ -33,7 +35,7 @@ void Interrupt::Wait() {
     int signal = 0;
     sigwait(&set, &signal);
     if (is_over_) return;
-    if (!cancellation_.Cancel() && when_idle_ == WhenIdle::kEndProgram) _exit(1);
+    if (!on_interrupt_()) _exit(kInterruptedExitCode);
   }
 }
 

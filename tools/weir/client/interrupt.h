@@ -1,30 +1,28 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <thread>
 
-#include "tools/weir/client/inference_client.h"
-
-// Ctrl-C for commands that talk to a gateway: it ends the answer that streams.  A thread of its own waits for SIGINT,
-// which is blocked in all others; make it before the first thread that must not see the signal.
+// Ctrl-C for commands that talk to a gateway.  A thread of its own waits for SIGINT, which is blocked in all others;
+// make it before the first thread that must not see the signal.
 
 namespace weir::tools {
 
+inline constexpr int kInterruptedExitCode = 130;  // 128 + SIGINT, as shells have it
+
 class Interrupt {
  public:
-  // What Ctrl-C does while no answer streams.
-  enum class WhenIdle { kNothing, kEndProgram };
-  explicit Interrupt(WhenIdle when_idle);
+  // `on_interrupt` is called at each Ctrl-C, on the thread that waits.  False: there is nothing that could end in
+  // order, and the program ends at once with kInterruptedExitCode.
+  explicit Interrupt(std::function<bool()> on_interrupt);
   ~Interrupt();
   Interrupt(const Interrupt&) = delete;
   Interrupt& operator=(const Interrupt&) = delete;
 
-  Cancellation& cancellation() { return cancellation_; }
-
  private:
   void Wait();
-  const WhenIdle when_idle_;
-  Cancellation cancellation_;
+  const std::function<bool()> on_interrupt_;
   std::atomic<bool> is_over_{false};
   std::thread thread_;
 };

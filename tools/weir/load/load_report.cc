@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <map>
 #include <numeric>
 
@@ -56,8 +57,11 @@ Percentiles PercentilesOf(std::vector<double> values) {
   return {sum / static_cast<double>(values.size()), at(0.5), at(0.9), at(0.99), values.back()};
 }
 
-LoadReport Summarize(const std::vector<RequestRecord>& records, const Slo& slo) {
+LoadReport Summarize(const std::vector<RequestRecord>& all, const Slo& slo) {
+  std::vector<RequestRecord> records;
+  std::copy_if(all.begin(), all.end(), std::back_inserter(records), [](const auto& r) { return !r.was_cancelled; });
   LoadReport report;
+  report.num_cancelled = std::ssize(all) - std::ssize(records);
   if (records.empty()) return report;
   std::vector<double> ttft, tpot, itl, e2e;
   double first_s = records.front().due_s, last_s = 0;
@@ -106,6 +110,11 @@ std::string Table(const LoadReport& report, const Slo& slo) {
   }
   if (report.num_failed > 0) absl::StrAppend(&text, absl::StrFormat("\n%d failed:\n", report.num_failed));
   for (const auto& [error, count] : report.errors) absl::StrAppend(&text, absl::StrFormat("%6d  %s\n", count, error));
+  if (report.num_cancelled + report.num_unsent > 0) {
+    absl::StrAppend(&text, absl::StrFormat("\ninterrupted: these are the %d requests that had ended; %d more were "
+                                           "running and %d were not sent\n",
+                                           report.num_requests, report.num_cancelled, report.num_unsent));
+  }
   return text;
 }
 
@@ -115,6 +124,8 @@ json ToJson(const LoadReport& report, const Slo& slo) {
   return {{"wall_s", report.wall_s},
           {"num_requests", report.num_requests},
           {"num_failed", report.num_failed},
+          {"num_cancelled", report.num_cancelled},
+          {"num_unsent", report.num_unsent},
           {"num_prompt_tokens", report.num_prompt_tokens},
           {"num_output_tokens", report.num_output_tokens},
           {"requests_per_s", report.requests_per_s()},
@@ -131,6 +142,26 @@ json ToJson(const LoadReport& report, const Slo& slo) {
             {"num_good", report.num_good},
             {"requests_per_s", report.good_per_s()}}},
           {"errors", errors}};
+}
+
+json ToJson(const std::vector<RequestRecord>& records) {
+  json rows = json::array();
+  for (const RequestRecord& record : records) {
+    json row = {{"due_s", record.due_s},
+                {"sent_s", record.sent_s},
+                {"ended_s", record.ended_s},
+                {"num_prompt_tokens", record.num_prompt_tokens},
+                {"num_output_tokens", record.num_output_tokens}};
+    if (record.first_token_s) row["first_token_s"] = *record.first_token_s;
+    if (record.last_token_s) row["last_token_s"] = *record.last_token_s;
+    if (record.was_cancelled) {
+      row["was_cancelled"] = true;
+    } else if (!record.error.empty()) {
+      row["error"] = record.error;
+    }
+    rows.push_back(std::move(row));
+  }
+  return rows;
 }
 
 }  // namespace weir::tools

@@ -19,6 +19,7 @@ struct RequestRecord {
   int64_t num_output_tokens = 0;
   std::vector<double> gaps_s;  // between messages with tokens
   std::string error;           // empty: served
+  bool was_cancelled = false;  // by the end of an interrupted test: says nothing about the server
 };
 
 struct Percentiles {
@@ -32,8 +33,9 @@ struct Slo {
 };
 
 struct LoadReport {
-  double wall_s = 0;  // from the first request that was due to the last that ended
-  int64_t num_requests = 0, num_failed = 0;
+  double wall_s = 0;                          // from the first request that was due to the last that ended
+  int64_t num_requests = 0, num_failed = 0;   // that ended by themselves
+  int64_t num_cancelled = 0, num_unsent = 0;  // because the test was interrupted; in none of the other numbers
   int64_t num_prompt_tokens = 0, num_output_tokens = 0;  // of served requests
   Percentiles ttft_ms, tpot_ms, itl_ms, e2e_ms;          // of served requests
   double max_late_ms = 0;                                // how late the client itself sent
@@ -46,8 +48,11 @@ struct LoadReport {
   double good_per_s() const { return wall_s > 0 ? static_cast<double>(num_good) / wall_s : 0; }
 };
 
+// Of a whole test; `num_unsent` is for the caller to say.
 LoadReport Summarize(const std::vector<RequestRecord>& records, const Slo& slo);
 std::string Table(const LoadReport& report, const Slo& slo);
 nlohmann::json ToJson(const LoadReport& report, const Slo& slo);
+// Every request, in the order of their sending: what the report can be made from again, but for ITL.
+nlohmann::json ToJson(const std::vector<RequestRecord>& records);
 
 }  // namespace weir::tools

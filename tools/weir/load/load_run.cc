@@ -3,6 +3,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <memory>
@@ -60,9 +61,12 @@ class Stream final : public grpc::ClientReadReactor<v1::GenerateResponse> {
  public:
   Stream(const InferenceClient& client, v1::GenerateRequest request, double timeout_s, double due_s,
          Clock::time_point start, Board& board)
-      : client_(client), request_(std::move(request)), start_(start), board_(board) {
+      : client_(client),
+        request_(std::make_unique<v1::GenerateRequest>(std::move(request))),
+        start_(start),
+        board_(board) {
     record_.due_s = due_s;
-    record_.num_prompt_tokens = request_.token_ids().ids_size();
+    record_.num_prompt_tokens = request_->token_ids().ids_size();
     client.Authorize(call_);
     call_.set_deadline(std::chrono::system_clock::now() +
                        std::chrono::milliseconds(static_cast<int64_t>(timeout_s * 1e3)));
@@ -71,9 +75,15 @@ class Stream final : public grpc::ClientReadReactor<v1::GenerateResponse> {
   void Start(v1::InferenceService::Stub& stub) {
     board_.Started();
     record_.sent_s = SecondsSince(start_);
-    stub.async()->Generate(&call_, &request_, this);
+    stub.async()->Generate(&call_, request_.get(), this);
     StartRead(&event_);
     StartCall();
+  }
+
+  // From any thread; an answer that has ended meanwhile counts as it ended.
+  void Cancel() {
+    was_asked_to_end_ = true;
+    call_.TryCancel();
   }
 
   void OnReadDone(bool is_ok) override {
@@ -90,6 +100,8 @@ class Stream final : public grpc::ClientReadReactor<v1::GenerateResponse> {
     record_.ended_s = SecondsSince(start_);
     if (!status.ok()) record_.error = std::string(client_.Explain(status).message());
     if (status.ok() && !is_finished_) record_.error = "the stream ended without a last message";
+    record_.was_cancelled = was_asked_to_end_ && status.error_code() == grpc::StatusCode::CANCELLED;
+    request_.reset();  // long prompts of thousands of requests would add up
     board_.Ended(!record_.error.empty());
   }
 
@@ -108,13 +120,14 @@ class Stream final : public grpc::ClientReadReactor<v1::GenerateResponse> {
   }
 
   const InferenceClient& client_;
-  const v1::GenerateRequest request_;
+  std::unique_ptr<const v1::GenerateRequest> request_;  // until the end
   const Clock::time_point start_;
   Board& board_;
   grpc::ClientContext call_;
   v1::GenerateResponse event_;
   RequestRecord record_;
   bool is_finished_ = false;
+  std::atomic<bool> was_asked_to_end_{false};
 };
 
 v1::GenerateRequest RequestOf(const PlannedRequest& planned, uint64_t index, const LoadRunOptions& options) {
@@ -139,17 +152,28 @@ class Run {
     for (size_t i = 0; i < plan_.size(); ++i) {
       v1::GenerateRequest request = RequestOf(plan_[i], i, options_);
       const double due_s = WaitForTurn(plan_[i]);
+      if (IsStopped()) break;
       streams_.push_back(
           std::make_unique<Stream>(client_, std::move(request), options_.timeout_s, due_s, start_, board_));
       streams_.back()->Start(stub_);
     }
     WaitWhile([](const LoadProgress& p) { return p.num_running > 0; }, Clock::time_point::max());
+    if (IsStopped()) CancelAll();
     std::vector<RequestRecord> records;
     for (const auto& stream : streams_) records.push_back(stream->TakeRecord());
     return records;
   }
 
  private:
+  bool IsStopped() const { return options_.stop != nullptr && *options_.stop; }
+
+  void CancelAll() {
+    for (const auto& stream : streams_) stream->Cancel();
+    while (board_.progress().num_running > 0) {
+      board_.WaitUntil(Clock::now() + kProgressInterval, [](const LoadProgress& p) { return p.num_running == 0; });
+    }
+  }
+
   // When the request is due.
   double WaitForTurn(const PlannedRequest& planned) {
     if (options_.concurrency > 0) {
@@ -162,9 +186,10 @@ class Run {
     return planned.at_s;
   }
 
+  // Until a stop at the longest.
   template <typename Condition>
   void WaitWhile(Condition condition, Clock::time_point until) {
-    while (condition(board_.progress()) && Clock::now() < until) {
+    while (!IsStopped() && condition(board_.progress()) && Clock::now() < until) {
       board_.WaitUntil(std::min(until, Clock::now() + kProgressInterval),
                        [&](const LoadProgress& p) { return !condition(p); });
       if (!report_ || Clock::now() < next_report_) continue;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -21,7 +22,8 @@ struct LoadRunOptions {
   uint64_t seed = 1;
   int32_t concurrency =
       0;  // closed loop: so many at once, times of the plan do not count; 0: open loop, each at its time
-  double timeout_s = 600;  // of one request
+  double timeout_s = 600;                   // of one request
+  const std::atomic<bool>* stop = nullptr;  // set at any time: nothing more is sent, what runs is cancelled
 };
 
 struct LoadProgress {
@@ -29,7 +31,8 @@ struct LoadProgress {
   double elapsed_s = 0;
 };
 
-// Returns when every request has ended.  `progress` is called from the calling thread about ten times a second.
+// Returns when every request that was sent has ended; without a stop that is the whole plan.  `progress` is called from
+// the calling thread about ten times a second.
 std::vector<RequestRecord> RunLoad(const InferenceClient& client, const std::vector<PlannedRequest>& plan,
                                    const LoadRunOptions& options,
                                    const std::function<void(const LoadProgress&)>& progress);
