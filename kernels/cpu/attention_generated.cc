@@ -409,16 +409,19 @@ absl::StatusOr<Absorbed> PackAbsorbedHeads(Machine& machine, const HostMatrix& k
       next += PanelsBytes(list->back());
     }
   }
-  std::vector<char> turned(static_cast<size_t>(latents * dn * element_bytes));
-  for (int32_t h = 0; h < shape.num_heads; ++h) {
-    for (int64_t d = 0; d < dn; ++d) {
-      for (int64_t c = 0; c < latents; ++c) {
-        std::memcpy(turned.data() + (c * dn + d) * element_bytes, element(h * (dn + dv) + d, c),
-                    static_cast<size_t>(element_bytes));
+  const int64_t turned_bytes = latents * dn * element_bytes;  // of a head
+  std::vector<char> turned(static_cast<size_t>(shape.num_heads * turned_bytes));
+  machine.pool.Run(shape.num_heads, [&](int64_t h, int32_t) {
+    char* out = turned.data() + h * turned_bytes;
+    for (int64_t c = 0; c < latents; ++c) {
+      for (int64_t d = 0; d < dn; ++d, out += element_bytes) {
+        std::memcpy(out, element(h * (dn + dv) + d, c), static_cast<size_t>(element_bytes));
       }
     }
+  });
+  for (int32_t h = 0; h < shape.num_heads; ++h) {
     HostMatrix key = key_shape, value = value_shape;
-    key.data = turned.data();
+    key.data = turned.data() + h * turned_bytes;
     value.data = element(h * (dn + dv) + dn, 0);
     if (absl::Status status = Pack(machine, key, absorbed.keys[h]); !status.ok()) return status;
     if (absl::Status status = Pack(machine, value, absorbed.values[h]); !status.ok()) return status;

@@ -138,10 +138,10 @@ absl::StatusOr<DeviceBuffer> CpuBackend::Allocate(int64_t num_bytes) {
 
 void CpuBackend::CopyToDevice(TensorView destination, const void* source) {
   const int64_t row_bytes = destination.cols * SizeOf(destination.dtype);
-  for (int64_t r = 0; r < destination.rows; ++r) {
+  machine_.ForRows(destination.rows, destination.cols, [&](int64_t r) {  // a table of embeddings is gigabytes
     std::memcpy(RowStart(destination, r), static_cast<const char*>(source) + r * row_bytes,
                 static_cast<size_t>(row_bytes));
-  }
+  });
 }
 
 void CpuBackend::CopyToHost(void* destination, TensorView source) {

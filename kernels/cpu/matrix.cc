@@ -1,5 +1,7 @@
 #include "kernels/cpu/matrix.h"
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -92,35 +94,22 @@ class PanelPacker {
   }
 
   bool PackFp8(uint32_t* lines, const PanelRows& rows, int64_t panel) {
-    uint32_t* const first = lines;
+    bool is_finite = true;
     int64_t begin = 0;
     float* scales = const_cast<float*>(matrix_.scales) + panel * matrix_.scales_stride;
     for (int32_t block = 0; block < matrix_.num_blocks; ++block) {
       const int64_t end = std::min<int64_t>(weight_.cols, matrix_.first_block_inputs + block * kFp8BlockInputs);
       PanelRows part;
       for (int o = 0; o < kPanelOutputs; ++o) part.row[o] = static_cast<const char*>(rows.row[o]) + begin;
+      uint32_t* const first = lines;
       lines = PackWords(lines, part, end - begin, RoundUp(end - begin, 4));
+      is_finite &= tiles_.order_fp8(first, (lines - first) / kPanelOutputs);  // while they are in the nearest cache
       begin = end;
       for (int64_t o = 0; o < (matrix_.has_scale_per_output ? kPanelOutputs : 1); ++o) {
         *scales++ = ScaleOf(weight_, std::min(panel * kPanelOutputs + o, weight_.rows - 1), block);
       }
     }
-    return OrderBytes(first, lines);
-  }
-
-  // From 4 inputs of output 0, 4 of output 1, ... to the kernels' order.
-  bool OrderBytes(uint32_t* lines, const uint32_t* end) const {
-    bool has_nan = false;
-    for (; lines != end; lines += 16) {
-      uint8_t natural[kLineBytes], ordered[kLineBytes];
-      std::memcpy(natural, lines, kLineBytes);
-      for (int i = 0; i < kLineBytes; ++i) {
-        has_nan |= (natural[i] & 0x7f) == 0x7f;
-        ordered[tiles_.fp8_place[i]] = natural[i];
-      }
-      std::memcpy(lines, ordered, kLineBytes);
-    }
-    return !has_nan;
+    return is_finite;
   }
 
   const TileKernels& tiles_;
@@ -206,12 +195,15 @@ absl::Status Pack(Machine& machine, const HostMatrix& weight, const Matrix& matr
 }
 
 void Dequantize(Machine& machine, const HostMatrix& weight, uint16_t* out) {
+  std::array<float, 256> values;
+  for (int bits = 0; bits < 256; ++bits) values[bits] = E4M3ToFloat(static_cast<uint8_t>(bits));
   machine.ForRows(weight.rows, weight.cols, [&](int64_t r) {
-    const char* row = RowOf(weight, r);
-    for (int64_t c = 0; c < weight.cols; ++c) {
-      const int64_t block = (weight.first_col + c) / kFp8BlockInputs - weight.first_col / kFp8BlockInputs;
-      const float value = E4M3ToFloat(static_cast<uint8_t>(row[c])) * ScaleOf(weight, r, block);
-      out[r * weight.cols + c] = FloatToBFloat16(value);
+    const auto* row = reinterpret_cast<const uint8_t*>(RowOf(weight, r));
+    int64_t c = 0;
+    for (int64_t block = 0; c < weight.cols; ++block) {
+      const float scale = ScaleOf(weight, r, block);
+      const int64_t end = std::min(weight.cols, (block + 1) * kFp8BlockInputs - weight.first_col % kFp8BlockInputs);
+      for (; c < end; ++c) out[r * weight.cols + c] = FloatToBFloat16(values[row[c]] * scale);
     }
   });
 }

@@ -8,7 +8,7 @@
 //
 //   kBF16      a line = 2 inputs x 16 outputs: word 2o + i is (output o, input i)
 //   kF32       a line = 1 input x 16 outputs
-//   kF8E4M3    a line = 4 inputs x 16 outputs, in the order of TileKernels::fp8_place; blocks of 128 inputs (the first
+//   kF8E4M3    a line = 4 inputs x 16 outputs, in the order of TileKernels::order_fp8; blocks of 128 inputs (the first
 //              and the last may be shorter) begin at a line of their own, padded with zeros
 //
 // An output is one chain of additions in ascending input order (with FP8: one per block, and one over the blocks), the
@@ -58,8 +58,6 @@ struct TileKernels {
   // How activations for BF16 and FP8 weights are stored (their values are rounded to BF16, or are e4m3).
   // For F32 weights they are always F32.
   Input input = Input::kF32;
-  // Byte of a line that holds input i of output o: fp8_place[4 * o + i].
-  const uint8_t* fp8_place = nullptr;
 
   void (*multiply_bf16)(const TileProduct& product) = nullptr;
   void (*multiply_bf16_by_f32)(const TileProduct& product) = nullptr;  // activations F32, not rounded
@@ -69,6 +67,9 @@ struct TileKernels {
   // Rows of 32-bit words to lines: lines[w * 16 + r] = rows[r][w], for 16 rows and w in [0, num_words).
   // `lines` is aligned to 64 bytes, the rows need not be.
   void (*transpose)(uint32_t* lines, const void* const* rows, int64_t num_words) = nullptr;
+  // Lines of FP8 as `transpose` makes them (4 inputs of output 0, 4 of output 1, ...) to the order that multiply_fp8
+  // takes, in place.  False when a byte is NaN.
+  bool (*order_fp8)(uint32_t* lines, int64_t num_lines) = nullptr;
 };
 
 }  // namespace weir::kernels::cpu

@@ -380,5 +380,57 @@ void MultiplyFp8(const TileProduct& p) {
   p.num_rows <= 2 * kRows ? Multiply<Fp8Product<V>>(p) : MultiplyDecodedFp8<V>(p);
 }
 
+// ---- the order of FP8 lines ----
+
+typedef uint8_t Bytes16 __attribute__((vector_size(16)));
+typedef uint32_t Words4 __attribute__((vector_size(16)));
+
+// The 16 outputs' input 0, then their input 1, 2 and 3.
+struct InputMajor {
+  static void Order(Bytes16 (&lane)[4]) {  // lane l: the inputs of outputs 4l to 4l + 3
+    Words4 words[4];
+#pragma GCC unroll 4
+    for (int l = 0; l < 4; ++l) {
+      words[l] = reinterpret_cast<Words4>(
+          __builtin_shufflevector(lane[l], lane[l], 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      lane[i] = reinterpret_cast<Bytes16>(Words4{words[0][i], words[1][i], words[2][i], words[3][i]});
+    }
+  }
+};
+
+// As the unpacks of Avx512Bf16::DecodeFp8 work inside 128-bit lanes: lane l holds outputs 4l to 4l + 3, first their
+// inputs 0 and 1, then 2 and 3.
+struct PairsInLanes {
+  static void Order(Bytes16 (&lane)[4]) {
+#pragma GCC unroll 4
+    for (int l = 0; l < 4; ++l) {
+      lane[l] = __builtin_shufflevector(lane[l], lane[l], 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+    }
+  }
+};
+
+template <class Form>
+bool OrderFp8(uint32_t* lines, int64_t num_lines) {
+  Bytes16 nan = {};
+  for (; num_lines > 0; --num_lines, lines += kPanelOutputs) {
+    Bytes16 lane[4];
+#pragma GCC unroll 4
+    for (int l = 0; l < 4; ++l) {
+      __builtin_memcpy(&lane[l], lines + 4 * l, sizeof(Bytes16));
+      nan |= reinterpret_cast<Bytes16>((lane[l] & 0x7f) == 0x7f);
+    }
+    Form::Order(lane);
+#pragma GCC unroll 4
+    for (int l = 0; l < 4; ++l) __builtin_memcpy(lines + 4 * l, &lane[l], sizeof(Bytes16));
+  }
+  for (int i = 0; i < 16; ++i) {
+    if (nan[i] != 0) return false;
+  }
+  return true;
+}
+
 }  // namespace
 }  // namespace weir::kernels::cpu

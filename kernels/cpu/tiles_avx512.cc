@@ -12,12 +12,12 @@ namespace weir::kernels::cpu {
 const TileKernels& Avx512Tiles() {
   static constexpr TileKernels kKernels{
       .input = TileKernels::Input::kF32,
-      .fp8_place = kFp8InputMajor,
       .multiply_bf16 = Multiply<Bf16Product<Avx512>>,
       .multiply_bf16_by_f32 = Multiply<Bf16Product<Avx512>>,
       .multiply_f32 = Multiply<F32Product<Avx512>>,
       .multiply_fp8 = MultiplyFp8<Avx512>,
       .transpose = TransposeAvx512,
+      .order_fp8 = OrderFp8<InputMajor>,
   };
   return kKernels;
 }

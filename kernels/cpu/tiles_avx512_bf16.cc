@@ -38,21 +38,6 @@ constexpr Fp8Tables MakeFp8Tables() {
 }
 constexpr Fp8Tables kFp8Tables = MakeFp8Tables();
 
-// The unpacks of DecodeFp8 work inside 128-bit lanes: lane l holds outputs 4l to 4l + 3, first their inputs 0 and 1,
-// then 2 and 3.
-struct Fp8Place {
-  uint8_t place[64];
-};
-constexpr Fp8Place MakeFp8Place() {
-  Fp8Place result{};
-  for (int o = 0; o < 16; ++o) {
-    for (int i = 0; i < 4; ++i)
-      result.place[4 * o + i] = static_cast<uint8_t>(o / 4 * 16 + i / 2 * 8 + o % 4 * 2 + i % 2);
-  }
-  return result;
-}
-constexpr Fp8Place kFp8Place = MakeFp8Place();
-
 struct Avx512Bf16 : Avx512Floats {
   using Line = __m512i;
   using Pair = __m512i;
@@ -93,12 +78,12 @@ struct Avx512Bf16 : Avx512Floats {
 const TileKernels& Avx512Bf16Tiles() {
   static constexpr TileKernels kKernels{
       .input = TileKernels::Input::kBF16,
-      .fp8_place = kFp8Place.place,
       .multiply_bf16 = Multiply<Bf16Product<Avx512Bf16>>,
       .multiply_bf16_by_f32 = Multiply<Bf16Product<Avx512>>,
       .multiply_f32 = Multiply<F32Product<Avx512Bf16>>,
       .multiply_fp8 = MultiplyFp8<Avx512Bf16>,
       .transpose = TransposeAvx512,
+      .order_fp8 = OrderFp8<PairsInLanes>,
   };
   return kKernels;
 }

@@ -120,12 +120,12 @@ void Transpose(uint32_t* lines, const void* const* rows, int64_t num_words) {
 const TileKernels& PortableTiles() {
   static constexpr TileKernels kKernels{
       .input = TileKernels::Input::kF32,
-      .fp8_place = kFp8InputMajor,
       .multiply_bf16 = Multiply<Bf16Product<Portable>>,
       .multiply_bf16_by_f32 = Multiply<Bf16Product<Portable>>,
       .multiply_f32 = Multiply<F32Product<Portable>>,
       .multiply_fp8 = MultiplyFp8<Portable>,
       .transpose = Transpose,
+      .order_fp8 = OrderFp8<InputMajor>,
   };
   return kKernels;
 }

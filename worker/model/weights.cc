@@ -1,6 +1,8 @@
 #include "worker/model/weights.h"
 
 #include <cmath>
+#include <functional>
+#include <future>
 #include <string>
 #include <thread>
 #include <utility>
@@ -315,6 +317,8 @@ absl::StatusOr<ModelWeights> LoadWeights(const Checkpoint& checkpoint, const Par
   const ModelConfig& config = checkpoint.config();
   const kernels::MlaShape shape = RankMlaShape(config, layout);
   ReadAhead read_ahead(checkpoint, layout, experts);
+  std::future<std::vector<float>> rope_table =
+      std::async(std::launch::async, RopeTable, std::cref(config), max_model_len);
   Loader loader(checkpoint, layout, experts, weight_dtype, backend, progress);
 
   ModelWeights weights;
@@ -325,8 +329,7 @@ absl::StatusOr<ModelWeights> LoadWeights(const Checkpoint& checkpoint, const Par
   }
   weights.norm = loader.Vector("model.norm.weight");
   weights.lm_head = loader.Linear("lm_head.weight");
-  weights.rope_table =
-      loader.ToDevice(RopeTable(config, max_model_len).data(), DType::kF32, max_model_len, config.qk_rope_head_dim);
+  weights.rope_table = loader.ToDevice(rope_table.get().data(), DType::kF32, max_model_len, config.qk_rope_head_dim);
   weights.buffers = loader.TakeBuffers();
 
   absl::Status status = loader.status();

@@ -1,5 +1,6 @@
 #include "worker/model/widen.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "kernels/check.h"
@@ -21,43 +22,55 @@ T Load(const char* bytes) {
   return value;
 }
 
-float Element(const HostMatrix& matrix, int64_t row, int64_t col) {
-  const char* at =
-      static_cast<const char*>(matrix.data) + (row * matrix.row_stride + col) * kernels::SizeOf(matrix.dtype);
+// out[i] = convert(element i) of `count` elements of type T.
+template <typename T, typename Convert>
+void WidenElements(const char* bytes, int64_t count, float* out, Convert convert) {
+  for (int64_t i = 0; i < count; ++i) out[i] = convert(Load<T>(bytes + i * static_cast<int64_t>(sizeof(T))));
+}
+
+// Stretches of one scale each.
+void WidenFp8Row(const HostMatrix& matrix, int64_t row, const char* bytes, float* out) {
+  const float* scales = matrix.scales + (matrix.first_row + row) / kFp8BlockSize * matrix.scales_stride;
+  for (int64_t col = 0; col < matrix.cols;) {
+    const int64_t block = (matrix.first_col + col) / kFp8BlockSize;
+    const int64_t end = std::min(matrix.cols, (block + 1) * kFp8BlockSize - matrix.first_col);
+    WidenElements<uint8_t>(bytes + col, end - col, out + col,
+                           [scale = scales[block]](uint8_t bits) { return kernels::E4M3ToFloat(bits) * scale; });
+    col = end;
+  }
+}
+
+}  // namespace
+
+void WidenRow(const HostMatrix& matrix, int64_t row, float* out) {
+  const char* bytes = static_cast<const char*>(matrix.data) + row * matrix.row_stride * kernels::SizeOf(matrix.dtype);
   switch (matrix.dtype) {
     case DType::kF32:
-      return Load<float>(at);
+      return WidenElements<float>(bytes, matrix.cols, out, [](float value) { return value; });
     case DType::kBF16:
-      return kernels::BFloat16ToFloat(Load<uint16_t>(at));
+      return WidenElements<uint16_t>(bytes, matrix.cols, out, kernels::BFloat16ToFloat);
     case DType::kF16:
-      return kernels::Float16ToFloat(Load<uint16_t>(at));
-    case DType::kF8E4M3: {
-      const int64_t block =
-          (matrix.first_row + row) / kFp8BlockSize * matrix.scales_stride + (matrix.first_col + col) / kFp8BlockSize;
-      return kernels::E4M3ToFloat(Load<uint8_t>(at)) * matrix.scales[block];
-    }
+      return WidenElements<uint16_t>(bytes, matrix.cols, out, kernels::Float16ToFloat);
+    case DType::kF8E4M3:
+      return WidenFp8Row(matrix, row, bytes, out);
     case DType::kI32:
       break;
   }
   WEIR_CHECK(false, "not a weight's dtype");
 }
 
-}  // namespace
-
-void WidenRow(const HostMatrix& matrix, int64_t row, float* out) {
-  for (int64_t col = 0; col < matrix.cols; ++col) out[col] = Element(matrix, row, col);
-}
-
 Widened::Widened(const HostMatrix& stored, DType dtype) : matrix_(stored) {
   if (dtype == stored.dtype) return;
   WEIR_CHECK(dtype == DType::kF32 || dtype == DType::kBF16, "weights are widened to F32 or BF16");
+  const int64_t num_elements = stored.rows * stored.cols;
   std::vector<float> row(stored.cols);
+  dtype == DType::kF32 ? floats_.resize(num_elements) : bfloats_.resize(num_elements);
   for (int64_t r = 0; r < stored.rows; ++r) {
-    WidenRow(stored, r, row.data());
     if (dtype == DType::kF32) {
-      floats_.insert(floats_.end(), row.begin(), row.end());
+      WidenRow(stored, r, floats_.data() + r * stored.cols);
     } else {
-      for (const float value : row) bfloats_.push_back(kernels::FloatToBFloat16(value));
+      WidenRow(stored, r, row.data());
+      std::transform(row.begin(), row.end(), bfloats_.begin() + r * stored.cols, kernels::FloatToBFloat16);
     }
   }
   matrix_ = {.dtype = dtype, .rows = stored.rows, .cols = stored.cols, .row_stride = stored.cols};
