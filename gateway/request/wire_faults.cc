@@ -37,8 +37,9 @@ class WireWalk {
     if (depth_++ > kMaxDepth) return Fail(path, "is nested deeper than " + std::to_string(kMaxDepth) + " messages");
     std::map<uint32_t, int> num_seen;
     while (in_.BytesUntilLimit() > 0) {
-      uint32_t tag = 0;
-      if (!in_.ReadVarint32(&tag)) return Fail(path, "is cut off inside of a field's number");
+      const auto read = Varint(5);
+      if (!read) return Fail(path, "is cut off inside of a field's number, or the number is too large");
+      const auto tag = static_cast<uint32_t>(*read);
       const uint32_t number = tag >> 3;
       if (number == 0) return Fail(path, "has a field with the number 0, which does not exist");
       if (WireFormatLite::GetTagWireType(tag) == WireFormatLite::WIRETYPE_END_GROUP)
@@ -64,11 +65,22 @@ class WireWalk {
     return number == group || Fail(path, "ends a group that has not begun");
   }
 
+  // Of at most so many bytes, as protobuf's parser reads them: numbers of fields and sizes are shorter than others.
+  std::optional<uint64_t> Varint(int max_bytes) {
+    uint64_t value = 0;
+    for (int i = 0; i < max_bytes; ++i) {
+      uint8_t byte = 0;
+      if (!in_.ReadRaw(&byte, 1)) return std::nullopt;
+      value |= uint64_t{byte & 0x7fU} << (7 * i);
+      if (byte < 0x80) return value;
+    }
+    return std::nullopt;
+  }
+
   bool Value(const FieldDescriptor* field, const std::string& path, uint32_t tag) {
-    uint64_t number = 0;
     switch (tag & 7) {
       case WireFormatLite::WIRETYPE_VARINT:
-        return in_.ReadVarint64(&number) || Fail(path, "is cut off, or a number of more than 64 bits");
+        return Varint(10) || Fail(path, "is cut off, or a number of more than 64 bits");
       case WireFormatLite::WIRETYPE_FIXED64:
         return in_.Skip(8) || Fail(path, "is cut off inside of a number of 8 bytes");
       case WireFormatLite::WIRETYPE_FIXED32:
@@ -83,15 +95,15 @@ class WireWalk {
   }
 
   bool Bytes(const FieldDescriptor* field, const std::string& path) {
-    uint32_t size = 0;
-    if (!in_.ReadVarint32(&size)) return Fail(path, "is cut off inside of its size");
+    const auto size = Varint(5);
+    if (!size) return Fail(path, "is cut off inside of its size, or the size is too large");
     const int num_left = in_.BytesUntilLimit();
-    if (size > static_cast<uint32_t>(num_left)) {
-      return Fail(path, "is said to be " + std::to_string(size) + " bytes long, but only " + std::to_string(num_left) +
+    if (*size > static_cast<uint64_t>(num_left)) {
+      return Fail(path, "is said to be " + std::to_string(*size) + " bytes long, but only " + std::to_string(num_left) +
                             " are left");
     }
-    const auto limit = in_.PushLimit(static_cast<int>(size));
-    if (!Inside(field, path, static_cast<int>(size))) return false;
+    const auto limit = in_.PushLimit(static_cast<int>(*size));
+    if (!Inside(field, path, static_cast<int>(*size))) return false;
     in_.PopLimit(limit);
     return true;
   }

@@ -13,6 +13,7 @@
 #include <thread>
 #include <utility>
 
+#include "channels/live_calls.h"
 #include "gateway/replica/scheduler_streams.h"
 #include "gateway/request/limits.h"
 #include "gateway/service/health_service.h"
@@ -92,7 +93,7 @@ class GatewayServer::Parts {
         desk(options.desk, pool.get(), &metrics),
         health({"weir.v1.InferenceService"}) {
     for (const GatewayOptions::ServedBy& served : options.models) AddModel(served);
-    service = NewInferenceService(&offers, &authenticator, &desk);
+    service = NewInferenceService(&offers, &authenticator, &desk, &live_calls);
   }
 
   void AddModel(const GatewayOptions::ServedBy& served) {
@@ -179,10 +180,7 @@ class GatewayServer::Parts {
     desk.StopShort();
     health.SetServing(false);
     health.Shutdown();
-    if (server != nullptr) {
-      server->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(patience_ms));
-      server->Wait();
-    }
+    if (server != nullptr) channels::Close(*server, live_calls, std::chrono::milliseconds(patience_ms));
     StopTurning();
     pool.reset();  // no call waits any more, so no job does
     for (const auto& one : replicas) one->streams.reset();
@@ -196,6 +194,7 @@ class GatewayServer::Parts {
   std::unique_ptr<TextPool> pool;
   FrontDesk desk;
   HealthService health;
+  channels::LiveCalls live_calls;
   std::unique_ptr<grpc::Service> service;
   int port = 0;
   std::shared_ptr<grpc::ServerCredentials> credentials;

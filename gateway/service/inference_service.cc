@@ -28,7 +28,8 @@ class StreamCall final : public grpc::ServerWriteReactor<ByteBuffer>, public Fra
   using Reactor = grpc::ServerWriteReactor<ByteBuffer>;
 
  public:
-  explicit StreamCall(CallbackServerContext* context) : context_(context) {}
+  StreamCall(CallbackServerContext* context, const channels::LiveCalls& live_calls)
+      : live_(live_calls), context_(context) {}
 
   void Begin(FrontDesk& desk, Arrival arrival) {
     tokenizer_ = arrival.offer->model->tokenizer.get();
@@ -56,6 +57,7 @@ class StreamCall final : public grpc::ServerWriteReactor<ByteBuffer>, public Fra
   }
 
  private:
+  const channels::LiveCalls::Call live_;
   CallbackServerContext* const context_;
   const Tokenizer* tokenizer_ = nullptr;
   Response response_;
@@ -66,7 +68,11 @@ class StreamCall final : public grpc::ServerWriteReactor<ByteBuffer>, public Fra
 // One answer, worked out on a thread of the text pool.  Always finished by its job, so it needs no OnCancel.
 class TextCall final : public grpc::ServerUnaryReactor {
  public:
+  explicit TextCall(const channels::LiveCalls& live_calls) : live_(live_calls) {}
   void OnDone() override { delete this; }
+
+ private:
+  const channels::LiveCalls::Call live_;
 };
 
 // Every method takes bytes and parses them itself: see wire_message.h.
@@ -78,8 +84,9 @@ using Raw = v1::InferenceService::WithRawCallbackMethod_Chat<
 
 class InferenceService final : public Raw<v1::InferenceService::Service> {
  public:
-  InferenceService(const std::vector<Offer>* offers, const Authenticator* authenticator, FrontDesk* desk)
-      : offers_(offers), authenticator_(authenticator), desk_(desk) {}
+  InferenceService(const std::vector<Offer>* offers, const Authenticator* authenticator, FrontDesk* desk,
+                   const channels::LiveCalls* live_calls)
+      : offers_(offers), authenticator_(authenticator), desk_(desk), live_calls_(live_calls) {}
 
   grpc::ServerWriteReactor<ByteBuffer>* Chat(CallbackServerContext* context, const ByteBuffer* bytes) override {
     return Stream<v1::ChatRequest, v1::ChatResponse>(context, *bytes, Api::kChat, PrepareChat);
@@ -147,7 +154,7 @@ class InferenceService final : public Raw<v1::InferenceService::Service> {
   grpc::ServerWriteReactor<ByteBuffer>* Stream(CallbackServerContext* context, const ByteBuffer& bytes, Api api,
                                                Prepare prepare) {
     const TimeUs now = NowUs();
-    auto* call = new StreamCall<Response>(context);
+    auto* call = new StreamCall<Response>(context, *live_calls_);
     Given<Request> given;
     if (const auto error = Take(*context, bytes, given)) return Refuse(call, given.tenant, api, *error);
     const Offer* offer = Find(given.message->model());
@@ -182,7 +189,7 @@ class InferenceService final : public Raw<v1::InferenceService::Service> {
     if (const auto error = Take(*context, bytes, given)) return Answer(context, ToStatus(*error));
     const Offer* offer = Find(given.message->model());
     if (offer == nullptr) return Answer(context, ToStatus(UnknownModel(ModelNames())));
-    auto* call = new TextCall;
+    auto* call = new TextCall(*live_calls_);
     const auto job = [call, request = given.message, answer, offer, run] {
       Response response;
       const std::optional<RequestError> error = run(*request, *offer->model, response);
@@ -233,13 +240,14 @@ class InferenceService final : public Raw<v1::InferenceService::Service> {
   const std::vector<Offer>* const offers_;
   const Authenticator* const authenticator_;
   FrontDesk* const desk_;
+  const channels::LiveCalls* const live_calls_;
 };
 
 }  // namespace
 
 std::unique_ptr<grpc::Service> NewInferenceService(const std::vector<Offer>* offers, const Authenticator* authenticator,
-                                                   FrontDesk* desk) {
-  return std::make_unique<InferenceService>(offers, authenticator, desk);
+                                                   FrontDesk* desk, const channels::LiveCalls* live_calls) {
+  return std::make_unique<InferenceService>(offers, authenticator, desk, live_calls);
 }
 
 }  // namespace weir::gateway

@@ -3,6 +3,7 @@
 #include <memory>
 #include <vector>
 
+#include "channels/live_calls.h"
 #include "gateway/identity/authenticator.h"
 #include "gateway/serving/front_desk.h"
 #include "gateway/serving/served_request.h"
@@ -15,8 +16,9 @@ class Service;
 
 namespace weir::gateway {
 
-// All pointers must outlive it.  `offers` is in the order of the configuration.
+// All pointers must outlive it.  `offers` is in the order of the configuration.  `live_calls` counts what is to end
+// before the server does.
 std::unique_ptr<grpc::Service> NewInferenceService(const std::vector<Offer>* offers, const Authenticator* authenticator,
-                                                   FrontDesk* desk);
+                                                   FrontDesk* desk, const channels::LiveCalls* live_calls);
 
 }  // namespace weir::gateway

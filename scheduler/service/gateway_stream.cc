@@ -208,8 +208,9 @@ void GatewayOutbox::Detach() {
 // ---- what comes in ----
 
 GatewayStream::GatewayStream(GatewayId id, grpc::CallbackServerContext* context, const ServiceOptions& options,
-                             Inbox* inbox, ReplicaBoard* board)
-    : id_(id),
+                             Inbox* inbox, ReplicaBoard* board, const channels::LiveCalls& live_calls)
+    : live_(live_calls),
+      id_(id),
       context_(context),
       options_(options),
       inbox_(inbox),

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <string>
 
+#include "channels/live_calls.h"
 #include "scheduler/service/inbox.h"
 #include "scheduler/service/replica_board.h"
 #include "scheduler/service/scheduler_service.h"
@@ -55,7 +56,7 @@ class GatewayOutbox final : public GatewaySink {
 class GatewayStream final : public grpc::ServerBidiReactor<v1::ServeRequest, v1::ServeResponse> {
  public:
   GatewayStream(GatewayId id, grpc::CallbackServerContext* context, const ServiceOptions& options, Inbox* inbox,
-                ReplicaBoard* board);
+                ReplicaBoard* board, const channels::LiveCalls& live_calls);
 
   void OnReadDone(bool ok) override;
   void OnWriteDone(bool ok) override { outbox_->OnWriteDone(ok); }
@@ -70,6 +71,7 @@ class GatewayStream final : public grpc::ServerBidiReactor<v1::ServeRequest, v1:
   bool Take(const v1::Cancel& cancel);
   bool Refuse(uint64_t number, NotTaken why, std::string error);
 
+  const channels::LiveCalls::Call live_;
   const GatewayId id_;
   grpc::CallbackServerContext* const context_;
   const ServiceOptions& options_;

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <utility>
 
+#include "channels/live_calls.h"
 #include "scheduler/service/gateway_stream.h"
 #include "weir/scheduler/v1/scheduler.grpc.pb.h"
 
@@ -23,8 +24,10 @@ class Service final : public v1::SchedulerService::CallbackService {
       : options_(options), inbox_(inbox), board_(board) {}
 
   grpc::ServerBidiReactor<v1::ServeRequest, v1::ServeResponse>* Serve(grpc::CallbackServerContext* context) override {
-    return new GatewayStream(next_gateway_++, context, options_, inbox_, board_);
+    return new GatewayStream(next_gateway_++, context, options_, inbox_, board_, live_calls_);
   }
+
+  const channels::LiveCalls& live_calls() const { return live_calls_; }
 
   grpc::ServerUnaryReactor* GetReplica(grpc::CallbackServerContext* context, const v1::GetReplicaRequest*,
                                        v1::GetReplicaResponse* response) override {
@@ -39,6 +42,7 @@ class Service final : public v1::SchedulerService::CallbackService {
   Inbox* const inbox_;
   ReplicaBoard* const board_;
   std::atomic<GatewayId> next_gateway_{1};
+  channels::LiveCalls live_calls_;
 };
 
 }  // namespace
@@ -87,8 +91,7 @@ void SchedulerServer::SetServing(bool is_serving) {
 }
 
 void SchedulerServer::Shutdown(int64_t patience_ms) {
-  parts_->server->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(patience_ms));
-  parts_->server->Wait();
+  channels::Close(*parts_->server, parts_->service.live_calls(), std::chrono::milliseconds(patience_ms));
 }
 
 }  // namespace weir::scheduler

@@ -41,6 +41,7 @@ TEST(WireFaultsTest, NamesTheFieldAndWhatIsWrongWithIt) {
       {InToolCall("") + InToolCall(Bytes({0x12, 0x09})), "messages[1].tool_calls[0].name", "but only 0 are left"},
       {Bytes({0x00}), "", "has a field with the number 0"},
       {Bytes({0x80}), "", "is cut off inside of a field's number"},
+      {Bytes({0xed, 0xff, 0xff, 0xff, 0xff, 0x03}), "", "or the number is too large"},
       {Bytes({0x0c}), "", "ends a group that has not begun"},
       {Bytes({0x0e}), "model", "has wire type 6, which does not exist"},
       {InToolCall(Bytes({0x0b})), "messages[0].tool_calls[0].id", "is cut off"},

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "channels/live_calls.h"
 #include "weir/worker/v1/worker.grpc.pb.h"
 #include "worker/communicator/socket_address.h"
 #include "worker/service/handshake_codec.h"
@@ -81,8 +82,10 @@ class WorkerService::Stream : public grpc::ServerBidiReactor<v1::RunRequest, v1:
                               public EngineListener,
                               public std::enable_shared_from_this<Stream> {
  public:
-  static Stream* New(std::shared_ptr<Core> core, grpc::CallbackServerContext* context) {
+  static Stream* New(std::shared_ptr<Core> core, grpc::CallbackServerContext* context,
+                     const channels::LiveCalls& live_calls) {
     auto stream = std::make_shared<Stream>(std::move(core), context);
+    stream->live_.emplace(live_calls);
     stream->self_ = stream;
     stream->StartRead(&stream->request_);
     return stream.get();
@@ -109,6 +112,7 @@ class WorkerService::Stream : public grpc::ServerBidiReactor<v1::RunRequest, v1:
   void Advance();  // starts the next write, or finishes
   void Cancel();
 
+  std::optional<channels::LiveCalls::Call> live_;  // until gRPC is done with the call
   const std::shared_ptr<Core> core_;
   grpc::CallbackServerContext* const context_;  // there until gRPC is done with the call
   std::shared_ptr<Stream> self_;
@@ -211,6 +215,7 @@ void WorkerService::Stream::OnDone() {
     is_drained = is_drained_;
   }
   if (is_drained) core_->OnDrainDone();
+  live_.reset();
   self_.reset();
 }
 
@@ -401,7 +406,7 @@ class WorkerService::Endpoint : public v1::WorkerService::CallbackService {
   explicit Endpoint(std::shared_ptr<Core> core) : core_(std::move(core)) {}
   ~Endpoint() override {
     core_->Stop();
-    if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now() + kShutdownPatience);
+    if (server_ != nullptr) channels::Close(*server_, live_calls_, kShutdownPatience);
   }
 
   absl::Status Listen(const std::string& address) {
@@ -425,10 +430,11 @@ class WorkerService::Endpoint : public v1::WorkerService::CallbackService {
 
  private:
   grpc::ServerBidiReactor<v1::RunRequest, v1::RunResponse>* Run(grpc::CallbackServerContext* context) override {
-    return Stream::New(core_, context);
+    return Stream::New(core_, context, live_calls_);
   }
 
   const std::shared_ptr<Core> core_;
+  channels::LiveCalls live_calls_;
   std::unique_ptr<grpc::Server> server_;
 };
 
