@@ -147,6 +147,15 @@ RequestError Invalid(std::string reason, const std::string& because, Violation v
   return error;
 }
 
+RequestError TooLarge(const std::string& reason, const std::string& field, int64_t bytes, int64_t most) {
+  RequestError error = Invalid(
+      reason, "",
+      {.field = field,
+       .description = "has " + std::to_string(bytes) + " bytes; at most " + std::to_string(most) + " are allowed"});
+  error.metadata = {{"needed", std::to_string(bytes)}, {"limit", std::to_string(most)}};
+  return error;
+}
+
 }  // namespace
 
 RequestError MalformedMessage(const Descriptor& type, std::string_view bytes) {
@@ -157,12 +166,11 @@ RequestError MalformedMessage(const Descriptor& type, std::string_view bytes) {
 }
 
 RequestError MessageTooLarge(int64_t bytes) {
-  RequestError error = Invalid("MESSAGE_TOO_LARGE", "",
-                               {.field = "",
-                                .description = "has " + std::to_string(bytes) + " bytes; at most " +
-                                               std::to_string(limits::kMaxRequestBytes) + " are allowed"});
-  error.metadata = {{"needed", std::to_string(bytes)}, {"limit", std::to_string(limits::kMaxRequestBytes)}};
-  return error;
+  return TooLarge("MESSAGE_TOO_LARGE", "", bytes, limits::kMaxRequestBytes);
+}
+
+RequestError MetadataTooLarge(int64_t bytes) {
+  return TooLarge("METADATA_TOO_LARGE", "metadata", bytes, limits::kMaxMetadataBytes);
 }
 
 }  // namespace weir::gateway

@@ -17,7 +17,8 @@ namespace weir::gateway {
 // empty when that is no field's fault.  Requires: the bytes cannot be parsed.
 RequestError MalformedMessage(const google::protobuf::Descriptor& type, std::string_view bytes);
 
-// INVALID_ARGUMENT MESSAGE_TOO_LARGE: both sizes.
+// INVALID_ARGUMENT MESSAGE_TOO_LARGE and METADATA_TOO_LARGE: both sizes.
 RequestError MessageTooLarge(int64_t bytes);
+RequestError MetadataTooLarge(int64_t bytes);
 
 }  // namespace weir::gateway

@@ -20,6 +20,12 @@ std::optional<std::string_view> Metadata(const grpc::CallbackServerContext& cont
   return std::string_view(found->second.data(), found->second.size());
 }
 
+int64_t MetadataBytes(const grpc::CallbackServerContext& context) {
+  size_t bytes = 0;
+  for (const auto& [name, value] : context.client_metadata()) bytes += name.size() + value.size() + 32;
+  return static_cast<int64_t>(bytes);
+}
+
 std::variant<Identity, RequestError> IdentityOf(const grpc::CallbackServerContext& context,
                                                 const Authenticator& authenticator) {
   auto identity = authenticator.Authenticate(Metadata(context, "authorization"));

@@ -18,6 +18,9 @@ namespace weir::gateway {
 // The one value of a key; nothing when it is absent.  Of several, the first.
 std::optional<std::string_view> Metadata(const grpc::CallbackServerContext& context, const char* key);
 
+// As HTTP/2 counts them: 32 bytes for each, besides its name and value.
+int64_t MetadataBytes(const grpc::CallbackServerContext& context);
+
 std::variant<Identity, RequestError> IdentityOf(const grpc::CallbackServerContext& context,
                                                 const Authenticator& authenticator);
 

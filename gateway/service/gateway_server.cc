@@ -31,7 +31,6 @@ constexpr int kTurnsPerRefresh = 50;          // of keys and certificate
 constexpr TimeUs kLongestTurnUs = 5'000'000;  // a loop that has not turned for so long does not move
 
 // What one connection may ask for.  A client that keeps to these never notices them.
-constexpr int kMaxMetadataBytes = 8 << 10;
 constexpr int kStreamWindowBytes = 64 << 10;
 constexpr int kKeepaliveMs = 30'000;
 constexpr int kKeepaliveTimeoutMs = 10'000;
@@ -45,7 +44,7 @@ void SetLimits(const GatewayOptions& options, grpc::ServerBuilder& builder) {
   builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_GZIP, false);
   builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_DEFLATE, false);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.max_streams_per_connection);
-  builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxMetadataBytes);
+  builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, static_cast<int>(limits::kMaxReceivedMetadataBytes));
   builder.AddChannelArgument(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, kStreamWindowBytes);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_BDP_PROBE, 0);  // would let windows grow
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);

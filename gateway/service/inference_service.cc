@@ -7,8 +7,10 @@
 #include <utility>
 #include <variant>
 
+#include "gateway/request/limits.h"
 #include "gateway/request/prepared_request.h"
 #include "gateway/request/text_requests.h"
+#include "gateway/request/wire_faults.h"
 #include "gateway/service/caller.h"
 #include "gateway/service/frame_messages.h"
 #include "gateway/service/status_details.h"
@@ -142,6 +144,7 @@ class InferenceService final : public Raw<v1::InferenceService::Service> {
   template <typename Request>
   std::optional<RequestError> Take(const CallbackServerContext& context, const ByteBuffer& bytes,
                                    Given<Request>& given) const {
+    if (const int64_t size = MetadataBytes(context); size > limits::kMaxMetadataBytes) return MetadataTooLarge(size);
     auto caller = IdentityOf(context, *authenticator_);
     if (auto* error = std::get_if<RequestError>(&caller)) return std::move(*error);
     given.identity = std::get<Identity>(std::move(caller));

@@ -11,8 +11,12 @@ from cluster import MODEL_NAME
 
 
 class Client:
+    """One connection of its own: grpcio would share it with every client of the same address."""
+
+    OPTIONS = [("grpc.max_receive_message_length", 64 << 20), ("grpc.use_local_subchannel_pool", 1)]
+
     def __init__(self, port, metadata=(), channel=None):
-        self.channel = channel or grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.max_receive_message_length", 64 << 20)])
+        self.channel = channel or grpc.insecure_channel(f"127.0.0.1:{port}", options=self.OPTIONS)
         self.stub = inference_pb2_grpc.InferenceServiceStub(self.channel)
         self.metadata = list(metadata)
 

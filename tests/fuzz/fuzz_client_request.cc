@@ -1,3 +1,5 @@
+#include <google/protobuf/stubs/logging.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -115,6 +117,7 @@ void FuzzText(const uint8_t* data, int size, Run run) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   namespace v1 = weir::v1;
+  static const google::protobuf::LogSilencer silence;
   if (size == 0 || size > (1 << 20)) return 0;
   const auto rest = static_cast<int>(size - 1);
   switch (data[0] % 4) {

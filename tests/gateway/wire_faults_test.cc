@@ -113,6 +113,7 @@ TEST(WireFaultsTest, SaysBothSizesOfWhatIsTooLarge) {
   EXPECT_EQ(error.reason, "MESSAGE_TOO_LARGE");
   EXPECT_EQ(error.message, "the message has 9000000 bytes; at most 8388608 are allowed");
   EXPECT_EQ(error.violations[0].field, "");
+  EXPECT_EQ(MetadataTooLarge(9'000).message, "metadata has 9000 bytes; at most 8192 are allowed");
 }
 
 }  // namespace
