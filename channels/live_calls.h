@@ -32,13 +32,16 @@ class LiveCalls {
   LiveCalls();
   // Returns when no call is left, or after `patience`.
   void WaitForNone(std::chrono::milliseconds patience) const;
+  // When a call ended last; long ago if none has.
+  std::chrono::steady_clock::time_point last_end() const;
 
  private:
   const std::shared_ptr<Count> count_;
 };
 
-// Shuts the server down once `calls` have ended, or `patience` is over.  gRPC alone would spend all of it on a peer
-// that does not answer its goodbye: one that is stopped, that has connected and said nothing, or that watches health.
+// Shuts the server down once `calls` have ended and peers have had a moment to read the ends, or `patience` is over.
+// gRPC alone would spend all of it on a peer that does not answer its goodbye: one that is stopped, that has connected
+// and said nothing, or that watches health.
 void Close(grpc::Server& server, const LiveCalls& calls, std::chrono::milliseconds patience);
 
 }  // namespace weir::channels

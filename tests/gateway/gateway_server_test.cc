@@ -245,7 +245,7 @@ TEST_F(GatewayServerTest, ADrainLetsStreamsEndAndRefusesWhoComesAfter) {
   EXPECT_EQ(late.status.error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_EQ(DetailsOf(late.status).info.reason(), "DRAINING");
   EXPECT_TRUE(DetailsOf(late.status).retry.has_value());
-  EXPECT_EQ(gateway->num_requests(), 1);
+  WaitUntil([this] { return gateway->num_requests() == 1; }, "the refused call is over");
   scheduler().Token(number, 1, Ids("y")[0]);
   scheduler().End(number, wire::END_REASON_LENGTH);
   const Heard heard = running.get();
@@ -265,7 +265,7 @@ TEST_F(GatewayServerTest, WhatTheDrainCutsShortGetsALastFrame) {
   scheduler().End(number, wire::END_REASON_CANCELLED);
   const Heard heard = running.get();
   stop.get();
-  EXPECT_TRUE(heard.status.ok());
+  EXPECT_TRUE(heard.status.ok()) << heard.status.error_code() << " " << heard.status.error_message();
   EXPECT_EQ(heard.content, "x");
   ASSERT_TRUE(heard.finished.has_value());
   EXPECT_EQ(heard.finished->error().reason(), "DRAINING");
