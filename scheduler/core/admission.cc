@@ -95,8 +95,7 @@ void Scheduler::State::Admit(SequenceIndex index, const Placement& placement) {
   Sequence& sequence = sequences_[index];
   DpGroup& group = groups_[placement.dp_group];
   queues_[sequence.tenant].Admit(sequences_, index);
-  --stats_.num_waiting;
-  stats_.num_waiting_tokens -= sequence.num_prompt_tokens;
+  CountWaiting(sequence, -1);
 
   sequence.phase = Phase::kPrefilling;
   sequence.dp_group = placement.dp_group;

@@ -132,8 +132,7 @@ void Scheduler::State::AddRequest(const Arrival& arrival) {
   deadlines_.Add(index, arrival.deadline);
   queues_[arrival.tenant].AddWaiting(sequences_, index);
   ++stats_.requests_admitted;
-  ++stats_.num_waiting;
-  stats_.num_waiting_tokens += sequence.num_prompt_tokens;
+  CountWaiting(sequence, 1);
   SyncFairShare(arrival.tenant);
 }
 

@@ -124,12 +124,15 @@ std::string Scheduler::State::FindDifferenceInSlots(const DpGroup& group) const 
 
 std::string Scheduler::State::FindDifferenceInQueues() const {
   int64_t num_waiting = 0, num_waiting_tokens = 0;
+  std::array<int32_t, kNumWaitCauses> num_waiting_for = {};
   for (SequenceIndex index = 0; index < sequences_.size(); ++index) {
     const Sequence& sequence = sequences_[index];
     if (sequence.phase != Phase::kWaiting) continue;
     ++num_waiting;
     num_waiting_tokens += sequence.num_prompt_tokens;
+    ++num_waiting_for[static_cast<int>(sequence.wait.cause())];
   }
+  if (num_waiting_for != num_waiting_for_) return "waiting requests are miscounted by what they wait for";
   if (num_waiting != stats_.num_waiting) return "waiting requests are miscounted";
   if (num_waiting_tokens != stats_.num_waiting_tokens) return "waiting tokens are miscounted";
   for (size_t tenant = 0; tenant < queues_.size(); ++tenant) {

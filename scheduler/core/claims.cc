@@ -117,7 +117,7 @@ void Scheduler::State::NoteAdmitted(SequenceIndex index) {
 
 void Scheduler::State::MarkBlocked(SequenceIndex index, WaitCause cause) {
   Sequence& sequence = sequences_[index];
-  if (!sequence.is_returned) sequence.wait.SwitchTo(cause, now_, downtime_);
+  if (!sequence.is_returned) SwitchWaiting(sequence, cause);
   if (sequence.marked_in_pass == pass_.number) return;
   sequence.marked_in_pass = pass_.number;
   marked_blocked_.push_back(sequences_.Ref(index));
@@ -143,7 +143,7 @@ void Scheduler::State::ForgetOldMarks() {
     if (!sequences_.IsCurrent(ref)) continue;
     Sequence& sequence = sequences_[ref.index];
     if (sequence.phase != Phase::kWaiting || sequence.is_returned || sequence.marked_in_pass == pass_.number) continue;
-    sequence.wait.SwitchTo(WaitCause::kShare, now_, downtime_);
+    SwitchWaiting(sequence, WaitCause::kShare);
   }
 }
 

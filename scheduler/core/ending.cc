@@ -21,8 +21,7 @@ void Scheduler::State::End(SequenceIndex index, FinishReason reason) {
     StopRunning(index);
   } else {
     queues_[tenant].RemoveWaiting(sequences_, index);
-    --stats_.num_waiting;
-    stats_.num_waiting_tokens -= sequence.num_prompt_tokens;
+    CountWaiting(sequence, -1);
   }
   SyncFairShare(tenant);
   outputs_->emplace_back(Finished{.id = sequence.id,
@@ -98,9 +97,21 @@ void Scheduler::State::ReturnToQueue(SequenceIndex index, WaitCause cause) {
   sequence.is_returned = true;
   sequence.wait.SwitchTo(cause, now_, downtime_);
   queues_[sequence.tenant].AddWaiting(sequences_, index);
-  ++stats_.num_waiting;
-  stats_.num_waiting_tokens += sequence.num_prompt_tokens;
+  CountWaiting(sequence, 1);
   SyncFairShare(sequence.tenant);
+}
+
+// A sequence joins (1) or leaves (-1) those that wait for what it waits for.
+void Scheduler::State::CountWaiting(const Sequence& sequence, int32_t difference) {
+  stats_.num_waiting += difference;
+  stats_.num_waiting_tokens += difference * static_cast<int64_t>(sequence.num_prompt_tokens);
+  num_waiting_for_[static_cast<int>(sequence.wait.cause())] += difference;
+}
+
+void Scheduler::State::SwitchWaiting(Sequence& sequence, WaitCause cause) {
+  --num_waiting_for_[static_cast<int>(sequence.wait.cause())];
+  sequence.wait.SwitchTo(cause, now_, downtime_);
+  ++num_waiting_for_[static_cast<int>(cause)];
 }
 
 void Scheduler::State::SyncFairShare(TenantId tenant) {

@@ -57,6 +57,7 @@ void Scheduler::State::AddWork(DpGroup& group, SequenceIndex index, int32_t num_
   work.is_new = std::exchange(sequence.is_new_in_slot, false);
   work.first_position = sequence.num_planned;
   work.num_tokens = num_rows;
+  work.num_prompt_rows = std::clamp(sequence.num_prompt_tokens - work.first_position, 0, num_rows);
   work.takes_sampled_token = sequence.num_samples_in_flight > 0;
   work.samples = sequence.num_planned + num_rows == sequence.num_tokens() + sequence.num_samples_in_flight;
 
@@ -87,15 +88,14 @@ void Scheduler::State::AddBlocks(Sequence& sequence, PlannedWork& work) {
 void Scheduler::State::RememberWork(DpGroup& group, SequenceIndex index, const PlannedWork& work) {
   const Sequence& sequence = sequences_[index];
   const int32_t num_rows = work.num_tokens;
-  const int32_t num_prompt_rows = std::clamp(sequence.num_prompt_tokens - work.first_position, 0, num_rows);
-  pass_.plan->num_prompt_rows += num_prompt_rows;
-  pass_.plan->num_generated_rows += num_rows - num_prompt_rows;
+  pass_.plan->num_prompt_rows += work.num_prompt_rows;
+  pass_.plan->num_generated_rows += num_rows - work.num_prompt_rows;
   group.work_in_flight.push_back(
       {.sequence = {.index = index, .request = sequence.request, .stay = sequence.stay},
        .dp_group = work.dp_group,
        .slot = work.slot,
        .num_rows = num_rows,
-       .num_prompt_rows = num_prompt_rows,
+       .num_prompt_rows = work.num_prompt_rows,
        .num_recomputed_rows = std::clamp(sequence.planned_before - work.first_position, 0, num_rows),
        .samples = work.samples});
 }

@@ -86,6 +86,10 @@ void Scheduler::State::FinishExpired() {
 }
 
 void Scheduler::State::RefreshGauges() {
+  stats_.num_waiting_for_blocks = num_waiting_for_[static_cast<int>(WaitCause::kBlocks)];
+  stats_.num_waiting_for_slots = num_waiting_for_[static_cast<int>(WaitCause::kSlots)];
+  stats_.num_preempted = num_waiting_for_[static_cast<int>(WaitCause::kPreempted)];
+  stats_.num_recovering = num_waiting_for_[static_cast<int>(WaitCause::kRecovering)];
   stats_.num_running = 0;
   stats_.prefix_cache_evictions = num_evictions_before_;
   stats_.blocks_total = stats_.blocks_free = stats_.blocks_cached = stats_.blocks_owned = 0;

@@ -28,6 +28,10 @@ namespace weir::scheduler {
 struct Stats {
   // gauges
   int32_t num_waiting = 0;
+  int32_t num_waiting_for_blocks = 0;  // of num_waiting: first in line, no room in the cache
+  int32_t num_waiting_for_slots = 0;   // first in line, max_num_seqs or token budget
+  int32_t num_preempted = 0;           // waiting again after a preemption
+  int32_t num_recovering = 0;          // waiting again after a worker loss; the rest wait for their turn
   int32_t num_running = 0;
   int64_t num_waiting_tokens = 0;
   int64_t blocks_total = 0;

@@ -179,6 +179,8 @@ class Scheduler::State {
   void ReleaseSlot(int32_t dp_group, SlotId slot);
   void ReturnToQueue(SequenceIndex index, WaitCause cause);
   void End(SequenceIndex index, FinishReason reason);
+  void CountWaiting(const Sequence& sequence, int32_t difference);
+  void SwitchWaiting(Sequence& sequence, WaitCause cause);
   void SyncFairShare(TenantId tenant);
 
   // ---- workers.cc ----
@@ -224,6 +226,7 @@ class Scheduler::State {
   uint64_t num_arrivals_ = 0;
 
   // order
+  std::array<int32_t, kNumWaitCauses> num_waiting_for_ = {};  // by WaitCause
   FairShare fair_share_;
   std::vector<TenantQueue> queues_;  // by tenant
   std::vector<std::array<double, kNumPriorityClasses>> unbooked_charges_;

@@ -17,6 +17,7 @@ struct PlannedWork {
   bool is_new = false;  // first work since it was admitted (again): the slot knows nothing of it yet
   int32_t first_position = 0;
   int32_t num_tokens = 0;
+  int32_t num_prompt_rows = 0;  // of them, below the sequence's prompt length
   bool takes_sampled_token =
       false;                    // its one token is the one sampled for this slot by the step before, not yet known here
   bool samples = false;         // the last position's row chooses the next token

@@ -11,6 +11,7 @@
 namespace weir::scheduler {
 
 enum class WaitCause : uint8_t { kShare, kBlocks, kSlots, kPrefill, kDecode, kPreempted, kRecovering };
+inline constexpr int kNumWaitCauses = 7;
 
 // Time without workers, counted for all waiting requests at once: booking it request by request would cost in
 // proportion to the waiting whenever a group is lost or formed.

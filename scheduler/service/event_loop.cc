@@ -66,7 +66,10 @@ EventLoop::EventLoop(EventLoopOptions options, Inbox* inbox, RankPort* port, Rep
       board_(board),
       metrics_(metrics),
       group_(options_.group, port),
-      tenants_(options_.policy, options_.max_tenants) {}
+      step_cost_(options_.policy.step_cost),
+      tenants_(options_.policy, options_.max_tenants) {
+  metrics_->SetStepCost(step_cost_.cost());
+}
 
 // ---- the loop ----
 
@@ -252,6 +255,17 @@ void EventLoop::On(CompletedStep& step) {
   Apply(step.result);
   for (const RequestId id : failed) Apply(Cancel{.id = id});
   logprobs_.clear();
+  LearnCost(step);
+}
+
+// By the ranks' own clocks: here, results that were found waiting together would seem to have taken no time.
+void EventLoop::LearnCost(const CompletedStep& step) {
+  TimeUs took = 0;
+  for (const RankShare& share : step.ranks) took = std::max<TimeUs>(took, share.total_us);
+  if (took == 0 || !step_cost_.Record(now_, step.size, took)) return;
+  tenants_.SetStepCost(step_cost_.cost());
+  metrics_->SetStepCost(step_cost_.cost());
+  Apply(PolicyChanged{tenants_.policy()});
 }
 
 // A request of the scheduler's own: when it has been answered, the group is known to work.  Others' tokens prove as

@@ -12,6 +12,7 @@
 #include "scheduler/service/replica_board.h"
 #include "scheduler/service/request_table.h"
 #include "scheduler/service/scheduler_metrics.h"
+#include "scheduler/service/step_cost_estimate.h"
 #include "scheduler/service/tenant_table.h"
 #include "scheduler/service/worker_group.h"
 
@@ -69,6 +70,7 @@ class EventLoop {
   void On(WorkerGroup::Lost& lost);
   void On(CompletedStep& step);
   void TakeNews();
+  void LearnCost(const CompletedStep& step);
 
   // ---- requests ----
   TenantId FindTenant(const Submission& submission);
@@ -100,6 +102,7 @@ class EventLoop {
   WorkerGroup group_;
   std::optional<GroupShape> shape_;  // once a group has stood
   std::unique_ptr<Scheduler> core_;  // likewise
+  StepCostEstimate step_cost_;
   TenantTable tenants_;
   RequestTable requests_;
   std::map<GatewayId, Gateway> gateways_;

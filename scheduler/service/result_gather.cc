@@ -3,10 +3,33 @@
 #include <algorithm>
 
 namespace weir::scheduler {
+namespace {
+
+int64_t NumRows(const StepSize& size) { return size.num_prompt_rows + size.num_generated_rows; }
+
+// Work comes group by group.
+StepSize SizeOf(const StepPlan& plan) {
+  StepSize busiest, group;
+  int32_t dp_group = 0;
+  for (const PlannedWork& work : plan.work) {
+    if (work.dp_group != dp_group) group = {};
+    dp_group = work.dp_group;
+    group.num_prompt_rows += work.num_prompt_rows;
+    group.num_generated_rows += work.num_tokens - work.num_prompt_rows;
+    group.num_context += work.num_tokens * (work.first_position + (work.num_tokens - 1) / 2.0);
+    if (NumRows(group) > NumRows(busiest)) busiest = group;
+  }
+  return busiest;
+}
+
+}  // namespace
 
 void ResultGather::Begin(TimeUs now, const StepPlan& plan) {
   if (steps_.empty()) waiting_since_ = now;
-  Step step{.step = plan.step, .epoch = plan.epoch, .num_rows = plan.num_prompt_rows + plan.num_generated_rows};
+  Step step{.step = plan.step,
+            .epoch = plan.epoch,
+            .num_rows = plan.num_prompt_rows + plan.num_generated_rows,
+            .size = SizeOf(plan)};
   step.work.reserve(plan.work.size());
   for (const PlannedWork& work : plan.work) {
     step.work.push_back({.id = work.id, .dp_group = work.dp_group, .slot = work.slot, .samples = work.samples});
@@ -76,8 +99,10 @@ bool ResultGather::PopCompleted(TimeUs now, CompletedStep& completed) {
 }
 
 void ResultGather::Complete(Step& step, CompletedStep& completed) const {
-  completed = {
-      .result = {.epoch = step.epoch, .step = step.step}, .ranks = std::move(step.ranks), .num_rows = step.num_rows};
+  completed = {.result = {.epoch = step.epoch, .step = step.step},
+               .ranks = std::move(step.ranks),
+               .num_rows = step.num_rows,
+               .size = step.size};
   std::vector<size_t> next(step.sequences.size());
   for (const Work& work : step.work) {
     std::vector<SequenceOutcome>& sequences = step.sequences[work.dp_group];

@@ -10,6 +10,7 @@
 #include "scheduler/core/events.h"
 #include "scheduler/core/step_plan.h"
 #include "scheduler/service/messages.h"
+#include "scheduler/service/step_cost_estimate.h"
 
 // The steps that are at the ranks, and what each rank has answered.  A step is complete when every rank has answered,
 // all of them having read the same plan; its tokens come from the first rank of each data-parallel group.  Ranks are
@@ -37,6 +38,7 @@ struct CompletedStep {
   std::vector<StepRequest> requests;  // that sampled a token or could not run, in plan order
   std::vector<RankShare> ranks;       // by rank
   int64_t num_rows = 0;
+  StepSize size;
   TimeUs took_us = 0;  // since the step was sent, or the one before it completed
 };
 
@@ -70,6 +72,7 @@ class ResultGather {
     StepId step = 0;
     Epoch epoch = 0;
     int64_t num_rows = 0;
+    StepSize size;
     std::vector<Work> work;
     std::vector<bool> has_answered;  // by rank
     std::vector<RankShare> ranks;

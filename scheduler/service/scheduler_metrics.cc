@@ -26,6 +26,16 @@ const Buckets kDecodeSeconds = {.05, .1, .2, .5, 1, 2, 5, 10, 20, 40, 80, 160, 3
 const Buckets kReformSeconds = {.05, .1, .25, .5, 1, 2, 3, 4, 5, 7.5, 10, 20, 60, 300};
 const Buckets kBatchTokens = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192};
 
+Gauge& Waiting(Registry& registry, const char* reason) {
+  return NewGauge(registry, "weir_scheduler_waiting", "Requests in the queue, by what they wait for.")
+      .Add({{"reason", reason}});
+}
+
+Gauge& Cost(Registry& registry, const char* kind) {
+  return NewGauge(registry, "weir_scheduler_step_cost_seconds", "What a step is expected to take, by what for.")
+      .Add({{"kind", kind}});
+}
+
 const char* NameOf(FinishReason reason) {
   switch (reason) {
     case FinishReason::kStop:
@@ -51,9 +61,12 @@ const char* NameOf(FinishReason reason) {
 struct SchedulerMetrics::Series {
   Series(Registry& r, int32_t num_ranks, const std::string& build);
 
+  void SetWaiting(const Stats& stats, bool group_stands);
   Counter& Tokens(const std::string& tenant, const char* kind);
 
-  Gauge &running, &waiting_for_turn, &waiting_for_workers, &waiting_tokens;
+  Gauge &running, &waiting, &waiting_tokens;
+  Gauge &for_share, &for_blocks, &for_slots, &for_workers, &preempted, &recovering;
+  Gauge &fixed_cost, &prompt_cost, &generated_cost, &context_cost;
   Histogram &step_seconds, &prompt_batch, &generated_batch;
   Counter &steps, &preemptions, &recomputed, &wasted;
   Gauge &blocks_used, &blocks_cached, &blocks_free, &kv_usage;
@@ -75,11 +88,18 @@ struct SchedulerMetrics::Series {
 
 SchedulerMetrics::Series::Series(Registry& r, int32_t num_ranks, const std::string& build)
     : running(NewGauge(r, "weir_scheduler_requests", "Live requests.").Add({{"state", "running"}})),
-      waiting_for_turn(NewGauge(r, "weir_scheduler_waiting", "Requests in the queue, by what they wait for.")
-                           .Add({{"reason", "turn"}})),
-      waiting_for_workers(NewGauge(r, "weir_scheduler_waiting", "Requests in the queue, by what they wait for.")
-                              .Add({{"reason", "workers"}})),
+      waiting(NewGauge(r, "weir_scheduler_requests", "Live requests.").Add({{"state", "waiting"}})),
       waiting_tokens(NewGauge(r, "weir_scheduler_waiting_tokens", "Prompt tokens of requests in the queue.").Add({})),
+      for_share(Waiting(r, "share")),
+      for_blocks(Waiting(r, "blocks")),
+      for_slots(Waiting(r, "slots")),
+      for_workers(Waiting(r, "workers")),
+      preempted(Waiting(r, "preempted")),
+      recovering(Waiting(r, "recovering")),
+      fixed_cost(Cost(r, "fixed")),
+      prompt_cost(Cost(r, "prompt_token")),
+      generated_cost(Cost(r, "generated_token")),
+      context_cost(Cost(r, "context_token")),
       step_seconds(NewHistogram(r, "weir_scheduler_step_seconds", "Time between a step's start and its last result.")
                        .Add({}, kStepSeconds)),
       prompt_batch(
@@ -142,6 +162,13 @@ SchedulerMetrics::SchedulerMetrics(std::shared_ptr<Registry> registry, int32_t n
     : series_(std::make_unique<Series>(*registry, num_ranks, build)) {}
 SchedulerMetrics::~SchedulerMetrics() = default;
 
+void SchedulerMetrics::SetStepCost(const StepCost& cost) {
+  series_->fixed_cost.Set(cost.fixed_us / 1e6);
+  series_->prompt_cost.Set(cost.us_per_prompt_token / 1e6);
+  series_->generated_cost.Set(cost.us_per_generated_token / 1e6);
+  series_->context_cost.Set(cost.us_per_context_token / 1e6);
+}
+
 void SchedulerMetrics::StepPlanned(const StepPlan& plan) {
   if (plan.num_prompt_rows > 0) series_->prompt_batch.Observe(plan.num_prompt_rows);
   if (plan.num_generated_rows > 0) series_->generated_batch.Observe(plan.num_generated_rows);
@@ -196,11 +223,22 @@ void SchedulerMetrics::GroupLost() { series_->losses.Increment(); }
 
 void SchedulerMetrics::SetRankUp(int32_t rank, bool is_up) { series_->rank_up[rank]->Set(is_up ? 1 : 0); }
 
+// Whoever has not run yet waits for workers while there are none, whatever it waited for before.
+void SchedulerMetrics::Series::SetWaiting(const Stats& stats, bool group_stands) {
+  const int32_t num_new = stats.num_waiting - stats.num_preempted - stats.num_recovering;
+  for_share.Set(group_stands ? num_new - stats.num_waiting_for_blocks - stats.num_waiting_for_slots : 0);
+  for_blocks.Set(group_stands ? stats.num_waiting_for_blocks : 0);
+  for_slots.Set(group_stands ? stats.num_waiting_for_slots : 0);
+  for_workers.Set(group_stands ? 0 : num_new);
+  preempted.Set(stats.num_preempted);
+  recovering.Set(stats.num_recovering);
+}
+
 void SchedulerMetrics::SetStats(const Stats& stats, bool group_stands) {
   Series& series = *series_;
   series.running.Set(stats.num_running);
-  series.waiting_for_turn.Set(group_stands ? stats.num_waiting : 0);
-  series.waiting_for_workers.Set(group_stands ? 0 : stats.num_waiting);
+  series.waiting.Set(stats.num_waiting);
+  series.SetWaiting(stats, group_stands);
   series.waiting_tokens.Set(static_cast<double>(stats.num_waiting_tokens));
   Follow(series.steps, stats.steps_planned);
   Follow(series.preemptions, stats.preemptions);

@@ -25,6 +25,7 @@ class SchedulerMetrics {
   SchedulerMetrics(std::shared_ptr<prometheus::Registry> registry, int32_t num_ranks, const std::string& build);
   ~SchedulerMetrics();
 
+  void SetStepCost(const StepCost& cost);
   void StepPlanned(const StepPlan& plan);
   void StepCompleted(const CompletedStep& step);
   void RequestEnded(const Finished& finished, const std::string& tenant);

@@ -33,6 +33,7 @@ class TenantTable {
   Found Find(const std::vector<std::string>& path, const std::vector<double>& weights);
 
   const Policy& policy() const { return policy_; }
+  void SetStepCost(const StepCost& cost) { policy_.step_cost = cost; }
   int32_t max_tenants() const { return max_tenants_; }
   // "guangdong/foshan/desk".
   const std::string& name(TenantId id) const { return nodes_[id].name; }

@@ -103,6 +103,49 @@ TEST_F(SchedulerTest, ARepeatedIdIsRefusedAndTheFirstGoesOn) {
   EXPECT_EQ(Take<Finished>().size(), 1u);
 }
 
+TEST_F(SchedulerTest, CountsTheWaitingByWhatTheyWaitFor) {
+  Apply(GroupFormed{.epoch = 1, .blocks_per_dp_group = 8});
+  Add(1, 20, 12);
+  EXPECT_EQ(core_.stats().num_waiting, 1);
+  Apply(ResultOf(Plan()));
+  Add(2, 13, 1);
+  Add(3, 13, 1);
+  Plan();
+  EXPECT_EQ(core_.stats().num_waiting, 2);
+  EXPECT_EQ(core_.stats().num_waiting_for_blocks, 2) << "both are tried, neither fits beside the first";
+  Apply(WorkerLost{.epoch = 1});
+  EXPECT_EQ(core_.stats().num_recovering, 1);
+  Apply(Cancel{.id = 1});
+  Apply(Cancel{.id = 2});
+  EXPECT_EQ(core_.stats().num_recovering, 0);
+  EXPECT_EQ(core_.stats().num_waiting_for_blocks, 1);
+  EXPECT_EQ(core_.CheckBooks(), "");
+}
+
+TEST_F(SchedulerTest, WhoIsKeptOutByAFullGroupWaitsForASlotAndTheRestForTheirTurn) {
+  Apply(GroupFormed{.epoch = 1, .blocks_per_dp_group = 80});
+  for (RequestId id = 1; id <= 7; ++id) Add(id, 2, 9);
+  Apply(ResultOf(Plan()));
+  Plan();
+  EXPECT_EQ(core_.stats().num_waiting, 3);
+  EXPECT_EQ(core_.stats().num_waiting_for_slots, 1);
+  EXPECT_EQ(core_.stats().num_waiting_for_blocks, 0);
+  EXPECT_EQ(core_.CheckBooks(), "");
+}
+
+TEST_F(SchedulerTest, APreemptedRequestCountsAsSuchUntilItRunsAgain) {
+  Apply(GroupFormed{.epoch = 1, .blocks_per_dp_group = 6});
+  Add(1, 8, 12);
+  Add(2, 8, 12);
+  for (int i = 0; i < 30 && core_.stats().num_preempted == 0; ++i) Apply(ResultOf(Plan()));
+  EXPECT_EQ(core_.stats().num_preempted, 1);
+  EXPECT_EQ(core_.CheckBooks(), "");
+  for (int i = 0; i < 40; ++i) Apply(ResultOf(Plan()));
+  EXPECT_EQ(Take<Finished>().size(), 2u);
+  EXPECT_EQ(core_.stats().num_preempted, 0);
+  EXPECT_EQ(core_.CheckBooks(), "");
+}
+
 TEST_F(SchedulerTest, CountsTheRowsThatWereRunForARequest) {
   Apply(GroupFormed{.epoch = 1, .blocks_per_dp_group = 8});
   Add(1, 6, 3);

@@ -156,6 +156,7 @@ class FakeRank::Service final : public worker::v1::WorkerService::Service {
     worker::v1::StepResult& result = *response.mutable_result();
     result.set_step_id(plan.step_id());
     result.set_epoch(plan.epoch());
+    result.set_total_us(static_cast<uint64_t>(step_us));
     result.set_plan_hash(std::hash<std::string>()(plan.SerializeAsString()));
     result.add_expert_loads(static_cast<uint64_t>(plan.work_size()));
     for (const worker::v1::ReleasedSlot& released : plan.released()) {

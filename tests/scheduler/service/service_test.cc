@@ -252,6 +252,22 @@ TEST(ServiceTest, ADeadlineEndsWhatRuns) {
   ExpectNothingHeld(cluster);
 }
 
+TEST(ServiceTest, LearnsWhatStepsCostAndRefusesWhatCannotBeInTime) {
+  TestCluster cluster(Patient());
+  ASSERT_TRUE(cluster.WaitUntilReady());
+  const std::string fixed = "weir_scheduler_step_cost_seconds{kind=\"fixed\"}";
+  EXPECT_LT(cluster.metric(fixed), 0.005);
+  cluster.rank(0).SetStepTime(10'000);
+  const auto gateway = cluster.Connect();
+  gateway->WaitForEnd(gateway->Submit({.max_tokens = 190}));
+  EXPECT_GE(cluster.metric(fixed), 0.007);
+  const TestAnswer late = gateway->WaitForEnd(gateway->Submit({.prompt = Prompt(1, 150), .deadline_ms = 20}));
+  EXPECT_EQ(late.end->reason, "REFUSED DEADLINE");
+  EXPECT_GE(late.end->needed, 35) << "ms: five steps";
+  const TestRequest patient{.prompt = Prompt(1, 150), .deadline_ms = 15'000};
+  ExpectAnswer(gateway->WaitForEnd(gateway->Submit(patient)), patient);
+}
+
 // ---- faults of ranks ----
 
 class FaultTest : public testing::TestWithParam<Fault> {};
@@ -408,6 +424,24 @@ TEST(ServiceTest, ASchedulerThatStartsAnewTakesTheRanksOver) {
   const TestRequest request{.max_tokens = 20};
   ExpectAnswer(gateway->WaitForEnd(gateway->Submit(request)), request);
   ExpectNoErrors(cluster);
+}
+
+TEST(ServiceTest, MetricsSayWhatEachRequestWaitsFor) {
+  ClusterOptions options = Patient(2);
+  options.rank.num_blocks = 1000;
+  TestCluster cluster(std::move(options));
+  ASSERT_TRUE(cluster.WaitUntilReady());
+  const auto gateway = cluster.Connect();
+  const auto waiting = [&](const std::string& reason) {
+    return cluster.metric("weir_scheduler_waiting{reason=\"" + reason + "\"}");
+  };
+  for (int rank = 0; rank < 2; ++rank) cluster.rank(rank).SetStepTime(20'000);
+  for (int i = 0; i < 12; ++i) gateway->Submit({.prompt = {i + 1}, .max_tokens = 190});
+  EXPECT_TRUE(WaitFor([&] { return waiting("slots") == 1 && waiting("share") == 3; })) << cluster.metrics();
+  EXPECT_EQ(cluster.metric("weir_scheduler_requests{state=\"waiting\"}"), 4);
+  cluster.rank(1).Kill();
+  EXPECT_TRUE(WaitFor([&] { return waiting("recovering") == 8 && waiting("workers") == 4; })) << cluster.metrics();
+  EXPECT_EQ(waiting("share") + waiting("slots") + waiting("blocks") + waiting("preempted"), 0);
 }
 
 TEST(ServiceTest, MetricsNameWhatHappened) {
