@@ -36,10 +36,14 @@ add_library(test_paths STATIC ${CMAKE_BINARY_DIR}/test_paths/test_paths.cc)
 target_include_directories(test_paths PUBLIC ${CMAKE_BINARY_DIR}/test_paths)
 target_compile_options(test_paths INTERFACE -include test_paths.h)
 
-# weir_test(NAME LABEL unit|parity|golden|sim|e2e|fuzz SRCS ... DEPS ... [TIMEOUT s] [WHOLE])
+# What `tools/dev test --tsan` builds and runs: tests with the label `threads`.
+add_custom_target(tests_of_threads)
+
+# weir_test(NAME LABEL unit|parity|golden|sim|e2e|fuzz SRCS ... DEPS ... [TIMEOUT s] [WHOLE] [THREADS])
 #   One GoogleTest program.  Each TEST becomes a ctest entry of its own, or, with WHOLE, the program is one entry.
+#   THREADS: more than one thread touches what it tests, so it belongs to the set that runs under ThreadSanitizer too.
 function(weir_test name)
-  cmake_parse_arguments(arg "WHOLE" "LABEL;TIMEOUT" "SRCS;DEPS" ${ARGN})
+  cmake_parse_arguments(arg "WHOLE;THREADS" "LABEL;TIMEOUT" "SRCS;DEPS" ${ARGN})
   if(NOT arg_TIMEOUT)
     set(arg_TIMEOUT 120)
   endif()
@@ -50,12 +54,25 @@ function(weir_test name)
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests/bin)
   target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR})
   target_link_libraries(${name} PRIVATE weir_warnings test_paths ${arg_DEPS} GTest::gmock GTest::gtest GTest::gtest_main)
+  set(labels "${arg_LABEL}")
+  if(arg_THREADS)
+    list(APPEND labels threads)
+    add_dependencies(tests_of_threads ${name})
+  endif()
   if(arg_WHOLE)
     add_test(NAME ${name} COMMAND ${name})
-    set_tests_properties(${name} PROPERTIES LABELS "${arg_LABEL}" TIMEOUT ${arg_TIMEOUT})
+    set_tests_properties(${name} PROPERTIES LABELS "${labels}" TIMEOUT ${arg_TIMEOUT})
   else()
     gtest_discover_tests(${name} TEST_PREFIX ${name}. DISCOVERY_TIMEOUT 60
       PROPERTIES LABELS "${arg_LABEL}" TIMEOUT ${arg_TIMEOUT})
+    if(arg_THREADS)  # discovery takes one label only
+      set(file ${CMAKE_CURRENT_BINARY_DIR}/${name}_labels.cmake)
+      file(CONFIGURE OUTPUT ${file} CONTENT "if(@name@_TESTS)
+  set_tests_properties(\${@name@_TESTS} PROPERTIES LABELS \"@labels@\")
+endif()
+" @ONLY)
+      set_property(DIRECTORY APPEND PROPERTY TEST_INCLUDE_FILES ${file})
+    endif()
   endif()
 endfunction()
 

@@ -79,6 +79,11 @@ class Process:
         with open(self.log_path, encoding="utf-8", errors="replace") as file:
             return file.read()
 
+    def finding(self):
+        """The first thing that a sanitizer, if the programs are built with one, has found."""
+        found = re.search(r"(WARNING: ThreadSanitizer|ERROR: \w+Sanitizer|: runtime error: ).*(\n.*){0,60}", self.log())
+        return found and found.group()
+
     def resident_mb(self):
         with open(f"/proc/{self.pid}/status") as file:
             return int(re.search(r"VmRSS:\s+(\d+) kB", file.read()).group(1)) / 1024
@@ -192,7 +197,11 @@ class Cluster:
             if process.popen is not None:
                 process.popen.kill()
                 process.popen.wait()
+        findings = [(p.name, p.finding()) for p in self.processes.values() if os.path.exists(p.log_path)]
         shutil.rmtree(self.folder, ignore_errors=True)
+        for name, finding in findings:
+            if finding:
+                raise AssertionError(f"{name}: {finding}")
 
     def tell(self, num_lines=15):
         """The last lines of every log: what a person needs when a test fails."""
