@@ -103,6 +103,25 @@ TEST_F(SchedulerTest, ARepeatedIdIsRefusedAndTheFirstGoesOn) {
   EXPECT_EQ(Take<Finished>().size(), 1u);
 }
 
+TEST_F(SchedulerTest, AnotherCostOfStepsDecidesFromThenOnWhoIsInTime) {
+  Apply(GroupFormed{.epoch = 1, .blocks_per_dp_group = 80});
+  Policy policy = TenantsOf(3);
+  policy.step_cost = {.fixed_us = 1000, .us_per_prompt_token = 1};
+  Apply(PolicyChanged{policy});
+  Add(1, 40, 1, 5000);
+  EXPECT_TRUE(Take<Refused>().empty());
+  policy.step_cost.fixed_us = 10000;
+  Apply(PolicyChanged{policy});
+  Add(2, 40, 1, 5000);
+  const std::vector<Refused> refused = Take<Refused>();
+  ASSERT_EQ(refused.size(), 1u);
+  EXPECT_EQ(refused[0].reason, RefusalReason::kDeadline);
+  Plan();
+  const std::vector<Finished> finished = Take<Finished>();
+  ASSERT_EQ(finished.size(), 1u) << "who was let in and can no longer be in time is not computed";
+  EXPECT_EQ(finished[0].reason, FinishReason::kDeadline);
+}
+
 TEST_F(SchedulerTest, CountsTheWaitingByWhatTheyWaitFor) {
   Apply(GroupFormed{.epoch = 1, .blocks_per_dp_group = 8});
   Add(1, 20, 12);
