@@ -12,6 +12,10 @@ constexpr TimeUs kFirstBackoffUs = 100'000;
 constexpr TimeUs kLongestBackoffUs = 2'000'000;
 constexpr TimeUs kRefusedRetryUs = 200'000;  // a parked request that was refused tries again after this
 
+// By how many requests, besides a quarter, a replica that holds a prompt's beginning may have more to do than the one
+// with the least: a wait of about a prefill, which is what finding the beginning saves.
+constexpr int64_t kAffinitySlack = 4;
+
 bool IsPassing(Refusal::Reason reason) {
   return reason == Refusal::Reason::kQueueFull || reason == Refusal::Reason::kTenantQueueFull ||
          reason == Refusal::Reason::kDraining || reason == Refusal::Reason::kNoWorkers;
@@ -41,12 +45,17 @@ ReplicaSet::ReplicaSet(Options options, ReplicaPort* port)
 
 ReplicaSet::Taken ReplicaSet::Submit(TimeUs now, std::shared_ptr<const Submission> submission,
                                      std::shared_ptr<OutputSink> sink) {
+  std::vector<uint64_t> prefix_hashes;
+  if (replicas_.size() > 1) {
+    prefix_hashes = PrefixAffinity::Hashes(submission->cache_namespace_key, submission->prompt);
+  }
   std::lock_guard lock(mutex_);
   const uint64_t ticket = next_number_++;
   Request& request = requests_[ticket];
   request.ticket = ticket;
   request.submission = std::move(submission);
   request.sink = std::move(sink);
+  request.prefix_hashes = std::move(prefix_hashes);
   request.refused_by.assign(replicas_.size(), false);
   request.attempt_began = now;
   const int32_t index = Pick(request);
@@ -78,8 +87,10 @@ void ReplicaSet::Cancel(TimeUs now, uint64_t ticket, bool is_stop) {
 
 ReplicaSet::View ReplicaSet::view() const {
   std::lock_guard lock(mutex_);
-  View view{
-      .num_requests = static_cast<int64_t>(requests_.size()), .num_parked = NumParked(), .num_replays = num_replays_};
+  View view{.num_requests = static_cast<int64_t>(requests_.size()),
+            .num_parked = NumParked(),
+            .num_replays = num_replays_,
+            .num_to_prefix = num_to_prefix_};
   for (const Replica& replica : replicas_) {
     if (replica.state != Replica::State::kJoined || replica.is_other_model) continue;
     ++view.num_joined;
@@ -202,6 +213,7 @@ void ReplicaSet::Take(TimeUs now, int32_t index, const ReplicaGone& gone, Delive
                  replica.state == Replica::State::kJoined ? "lost: " : "not there: ", gone.reason);
   }
   replica.last_reason = gone.reason;
+  if (replica.state == Replica::State::kJoined) affinity_.Forget(index);
   replica.state = Replica::State::kApart;
   replica.stream = 0;
   replica.view = {};
@@ -304,20 +316,36 @@ void ReplicaSet::SendParked(TimeUs now, Deliveries& deliveries) {
 // The ready replica with the least to do; without a ready one, one that has had workers: it queues, and says so.  -1:
 // none.
 int32_t ReplicaSet::Pick(const Request& request) const {
+  const int32_t least = LeastLoaded(request);
+  const int32_t holder = affinity_.Find(request.prefix_hashes);
+  if (least < 0 || holder < 0 || !CanTake(request, holder) || !replicas_[holder].view.is_ready) return least;
+  const int64_t load = LoadOf(least);
+  return LoadOf(holder) <= load + load / 4 + kAffinitySlack ? holder : least;
+}
+
+int32_t ReplicaSet::LeastLoaded(const Request& request) const {
   int32_t best = -1;
   std::pair<bool, int64_t> best_score;
   for (int32_t index = 0; index < static_cast<int32_t>(replicas_.size()); ++index) {
-    const Replica& replica = replicas_[index];
-    if (replica.state != Replica::State::kJoined || replica.is_closing || replica.is_other_model) continue;
-    if (!replica.view.is_known() || replica.view.is_draining || request.refused_by[index]) continue;
-    const int64_t load = std::max(replica.num_requests, replica.view.num_requests + replica.num_since_poll);
-    const std::pair<bool, int64_t> score{!replica.view.is_ready, load};
+    if (!CanTake(request, index)) continue;
+    const std::pair<bool, int64_t> score{!replicas_[index].view.is_ready, LoadOf(index)};
     if (best < 0 || score < best_score) {
       best = index;
       best_score = score;
     }
   }
   return best;
+}
+
+bool ReplicaSet::CanTake(const Request& request, int32_t index) const {
+  const Replica& replica = replicas_[index];
+  return replica.state == Replica::State::kJoined && !replica.is_closing && !replica.is_other_model &&
+         replica.view.is_known() && !replica.view.is_draining && !request.refused_by[index];
+}
+
+int64_t ReplicaSet::LoadOf(int32_t index) const {
+  const Replica& replica = replicas_[index];
+  return std::max(replica.num_requests, replica.view.num_requests + replica.num_since_poll);
 }
 
 bool ReplicaSet::Send(TimeUs now, Request& request, int32_t index) {
@@ -327,6 +355,8 @@ bool ReplicaSet::Send(TimeUs now, Request& request, int32_t index) {
   const uint64_t attempt = next_number_++;
   request.refused_by[index] = true;  // until it has taken it
   if (!port_->Submit(index, attempt, *request.submission, request.output, deadline_ms)) return false;
+  if (affinity_.Find(request.prefix_hashes) == index) ++num_to_prefix_;
+  affinity_.Remember(request.prefix_hashes, index);
   now = std::max(now, request.attempt_began);
   request.wait.network_us += now - request.attempt_began;
   request.attempt_began = now;

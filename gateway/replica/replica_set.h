@@ -11,10 +11,12 @@
 #include <vector>
 
 #include "gateway/replica/messages.h"
+#include "gateway/replica/prefix_affinity.h"
 
 // The replicas of one model, and the requests that run on them.
 //
-// A request goes to the ready replica with the least to do.  When its replica is lost, it goes to another one, or to
+// A request goes to the ready replica with the least to do, or to the one that likely holds the beginning of its prompt
+// in its cache, unless that has clearly more to do.  When its replica is lost, it goes to another one, or to
 // the same one when that is back, with the tokens it has: sampling is a function of seed and position, so the
 // client sees a pause and then the tokens it would have seen.  Losses and waiting are bounded.
 //
@@ -52,9 +54,10 @@ class ReplicaSet {
   struct View {
     int32_t num_ready = 0;
     int32_t num_joined = 0;
-    int64_t num_requests = 0;  // of this gateway
-    int64_t num_parked = 0;    // of them, waiting for a replica
-    int64_t num_replays = 0;   // since the beginning
+    int64_t num_requests = 0;   // of this gateway
+    int64_t num_parked = 0;     // of them, waiting for a replica
+    int64_t num_replays = 0;    // since the beginning
+    int64_t num_to_prefix = 0;  // since the beginning: sent to where their prompt's beginning likely is
   };
   View view() const;
   // The shortest context of all joined replicas; 0 while none is known.
@@ -80,7 +83,8 @@ class ReplicaSet {
     uint64_t ticket = 0;
     std::shared_ptr<const Submission> submission;
     std::shared_ptr<OutputSink> sink;
-    int32_t replica = -1;  // -1: parked
+    std::vector<uint64_t> prefix_hashes;  // empty when there is nothing to choose
+    int32_t replica = -1;                 // -1: parked
     uint64_t attempt = 0;
     std::vector<TokenId> output;
     std::vector<bool> refused_by;  // in a row
@@ -118,6 +122,9 @@ class ReplicaSet {
   void Lose(TimeUs now, Request& request, Deliveries& deliveries);
 
   int32_t Pick(const Request& request) const;
+  int32_t LeastLoaded(const Request& request) const;
+  bool CanTake(const Request& request, int32_t index) const;
+  int64_t LoadOf(int32_t index) const;
   bool Send(TimeUs now, Request& request, int32_t index);
   void Leave(Request& request);
   void CloseAttempt(TimeUs now, Request& request, const WaitSplit& reported);
@@ -140,6 +147,8 @@ class ReplicaSet {
   std::unordered_map<uint64_t, uint64_t> attempts_;  // running attempt -> ticket
   uint64_t next_number_ = 1;
   int64_t num_replays_ = 0;
+  int64_t num_to_prefix_ = 0;
+  PrefixAffinity affinity_;
   std::minstd_rand jitter_;
 };
 

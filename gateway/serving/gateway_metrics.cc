@@ -36,7 +36,7 @@ struct GatewayMetrics::Series {
   explicit Series(Registry& r);
   std::string TenantLabel(const std::string& tenant);
 
-  Family<Counter>&requests, &rejected, &tokens, &replays;
+  Family<Counter>&requests, &rejected, &tokens, &replays, &to_prefix;
   Counter& slow_readers;
   Gauge &inflight, &preparing_bytes;
   Family<Gauge>&replicas, &parked;
@@ -52,6 +52,8 @@ GatewayMetrics::Series::Series(Registry& r)
       rejected(NewCounter(r, "weir_gateway_rejected_total", "Requests that were not begun, by why.")),
       tokens(NewCounter(r, "weir_tokens_total", "Tokens of requests that ended.")),
       replays(NewCounter(r, "weir_gateway_replays_total", "Requests taken to a replica again after a loss.")),
+      to_prefix(NewCounter(r, "weir_gateway_prefix_routed_total",
+                           "Requests sent to the replica that likely holds the beginning of their prompt.")),
       slow_readers(
           NewCounter(r, "weir_gateway_slow_readers_total", "Requests cancelled because their client did not read.")
               .Add({})),
@@ -146,6 +148,7 @@ void GatewayMetrics::SetReplicas(const std::string& model, const ReplicaSet::Vie
   series_->replicas.Add({{"model", model}, {"state", "ready"}}).Set(view.num_ready);
   series_->parked.Add({{"model", model}}).Set(static_cast<double>(view.num_parked));
   Follow(series_->replays.Add({{"model", model}}), view.num_replays);
+  Follow(series_->to_prefix.Add({{"model", model}}), view.num_to_prefix);
 }
 
 }  // namespace weir::gateway

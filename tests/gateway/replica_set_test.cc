@@ -150,6 +150,104 @@ TEST_F(ReplicaSetTest, ChoosesTheReplicaWithTheLeastToDo) {
   EXPECT_EQ(sent[0], 0);
 }
 
+// A conversation of `num_tokens`, of which each has its own tokens.
+Submission Turn(TokenId conversation, size_t num_tokens, uint8_t tenant = 0) {
+  Submission submission{.request_id = "a", .max_tokens = 50};
+  for (size_t i = 0; i < num_tokens; ++i) submission.prompt.push_back(conversation + static_cast<TokenId>(i % 7));
+  submission.cache_namespace_key[0] = tenant;
+  return submission;
+}
+
+TEST_F(ReplicaSetTest, TheNextTurnOfAConversationGoesWhereItsBeginningIs) {
+  MakeJoined(3);
+  for (TokenId conversation = 0; conversation < 300; conversation += 100) Submit(Turn(conversation, 200));
+  ASSERT_THAT(port.sent, SizeIs(3));
+  EXPECT_EQ(set->view().num_to_prefix, 0);
+  for (TokenId conversation = 200; conversation >= 0; conversation -= 100) Submit(Turn(conversation, 900));
+  ASSERT_THAT(port.sent, SizeIs(6));
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(port.sent[5 - i].replica, port.sent[i].replica);
+  EXPECT_EQ(set->view().num_to_prefix, 3);
+}
+
+TEST_F(ReplicaSetTest, TheSamePromptOfAnotherTenantIsAnother) {
+  MakeJoined(2);
+  Submit(Turn(0, 200, 1));
+  Submit(Turn(0, 200, 2));
+  EXPECT_NE(port.sent[0].replica, port.sent[1].replica);
+  EXPECT_EQ(set->view().num_to_prefix, 0);
+}
+
+TEST_F(ReplicaSetTest, AReplicaThatHoldsABeginningIsLeftWhenItHasClearlyMoreToDo) {
+  MakeJoined(2);
+  Submit(Turn(0, 200));
+  const int32_t holder = port.sent[0].replica;
+  Say(holder, ReplicaPolled{Ready(12)});
+  Say(1 - holder, ReplicaPolled{Ready(7)});
+  Submit(Turn(0, 300));
+  EXPECT_EQ(port.sent[1].replica, holder) << "12 is within 7, a quarter of it and 4";
+  Say(holder, ReplicaPolled{Ready(13)});
+  Submit(Turn(0, 300));
+  EXPECT_EQ(port.sent[2].replica, 1 - holder);
+  Submit(Turn(0, 400));
+  EXPECT_EQ(port.sent[3].replica, 1 - holder) << "where it was computed last";
+}
+
+TEST_F(ReplicaSetTest, AReplicaThatHoldsABeginningButCannotTakeItIsLeft) {
+  MakeJoined(2);
+  Submit(Turn(0, 200));
+  const int32_t holder = port.sent[0].replica;
+  ReplicaView view = Ready();
+  view.is_ready = false;
+  Say(holder, ReplicaPolled{view});
+  Submit(Turn(0, 200));
+  EXPECT_EQ(port.sent[1].replica, 1 - holder);
+}
+
+TEST_F(ReplicaSetTest, AReplicaThatWasLostHoldsNoBeginning) {
+  MakeJoined(2);
+  Submit(Turn(0, 200));
+  const FakePort::Sent first = port.sent[0];
+  End(first, {.reason = EndReason::kStop});
+  Lose(first.replica);
+  now += 1000 * kMs;
+  set->OnTime(now);  // opens its stream again
+  Say(first.replica, ReplicaJoined{Ready(2)});
+  Submit(Turn(0, 200));
+  EXPECT_EQ(port.sent[1].replica, 1 - first.replica);
+  EXPECT_EQ(set->view().num_to_prefix, 0);
+}
+
+TEST(PrefixAffinityTest, KnowsBeginningsOfOneTwoFourChunks) {
+  const auto hashes = [](size_t num_tokens) {
+    return PrefixAffinity::Hashes({}, std::vector<TokenId>(num_tokens, 5)).size();
+  };
+  EXPECT_EQ(hashes(63), 0u);
+  EXPECT_EQ(hashes(64), 1u);
+  EXPECT_EQ(hashes(4 * 64 - 1), 2u);
+  EXPECT_EQ(hashes(4 * 64), 3u);
+  EXPECT_EQ(hashes(1 << 20), 11u) << "of the first 1,024 chunks";
+  const auto longer = PrefixAffinity::Hashes({}, std::vector<TokenId>(300, 5));
+  const auto shorter = PrefixAffinity::Hashes({}, std::vector<TokenId>(130, 5));
+  EXPECT_THAT(shorter, ElementsAre(longer[0], longer[1]));
+}
+
+TEST(PrefixAffinityTest, FindsTheLongestBeginningAndForgetsTheLongestUnused) {
+  PrefixAffinity affinity(4);
+  affinity.Remember({1, 2}, 0);
+  affinity.Remember({1, 3}, 1);
+  EXPECT_EQ(affinity.Find({1, 2}), 0);
+  EXPECT_EQ(affinity.Find({1, 4}), 1);
+  EXPECT_EQ(affinity.Find({5}), -1);
+  affinity.Remember({6, 7}, 2);
+  EXPECT_EQ(affinity.num_beginnings(), 4u);
+  EXPECT_EQ(affinity.Find({2}), -1) << "the longest unused";
+  EXPECT_EQ(affinity.Find({1, 3}), 1);
+  affinity.Forget(1);
+  EXPECT_EQ(affinity.Find({1, 3}), -1);
+  EXPECT_EQ(affinity.Find({6}), 2);
+  EXPECT_EQ(affinity.num_beginnings(), 2u);
+}
+
 TEST_F(ReplicaSetTest, PassesOverReplicasThatAreNotReadyDrainOrServeAnotherModel) {
   MakeJoined(4);
   ReplicaView view = Ready();
