@@ -4,11 +4,13 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cctype>
 #include <iostream>
 #include <istream>
 #include <memory>
 #include <numeric>
 #include <sstream>
+#include <utility>
 
 namespace weir::config {
 namespace {
@@ -114,7 +116,76 @@ class YamlFormat : public CLI::Config {
   const CLI::App* app_;
 };
 
+// Walks the arguments as the parser does, far enough to see which words it cannot know.
+class ArgumentWalk {
+ public:
+  ArgumentWalk(const CLI::App& app, int argc, const char* const* argv)
+      : app_(&app), name_(std::string(argv[0]).substr(std::string(argv[0]).rfind('/') + 1)) {
+    for (int i = 1; i < argc && unknown_.empty() && argv[i] != std::string("--"); ++i) Take(argv[i]);
+  }
+
+  const std::string& name() const { return name_; }        // program and commands: "weir up"
+  const std::string& unknown() const { return unknown_; }  // for people; empty: every word is known
+
+ private:
+  void Take(const std::string& word) {
+    const bool is_value = std::exchange(expects_value_, false);
+    if (is_value) return;
+    if (word.size() > 1 && word.front() == '-' && std::isdigit(static_cast<unsigned char>(word[1])) == 0) {
+      TakeOption(word);
+    } else if (!app_->get_subcommands(nullptr).empty()) {
+      TakeCommand(word);
+    }
+  }
+
+  void TakeOption(const std::string& word) {
+    const std::string name = word.substr(0, word.starts_with("--") ? word.find('=') : 2);
+    const CLI::Option* option = app_->get_option_no_throw(name);
+    if (option != nullptr) {
+      expects_value_ = option->get_items_expected_max() > 0 && name == word;
+      return;
+    }
+    std::vector<std::string> known;
+    for (const CLI::Option* candidate : app_->get_options()) {
+      for (const std::string& long_name : candidate->get_lnames()) known.push_back("--" + long_name);
+    }
+    Reject("option", name, known);
+  }
+
+  void TakeCommand(const std::string& word) {
+    std::vector<std::string> known;
+    for (const CLI::App* command : app_->get_subcommands(nullptr)) {
+      if (command->get_name() == word) {
+        app_ = command;
+        name_ += " " + word;
+        return;
+      }
+      known.push_back(command->get_name());
+    }
+    Reject("command", word, known);
+  }
+
+  void Reject(const char* kind, const std::string& word, const std::vector<std::string>& known) {
+    const std::string nearest = Nearest(word, known);
+    unknown_ = std::string("unknown ") + kind + " '" + word + "'" +
+               (nearest.empty() ? "" : "; did you mean '" + nearest + "'?");
+  }
+
+  const CLI::App* app_;
+  std::string name_;
+  std::string unknown_;
+  bool expects_value_ = false;
+};
+
 }  // namespace
+
+int Exit(const CLI::App& app, const CLI::ParseError& error, int argc, const char* const* argv) {
+  if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return app.exit(error);
+  const ArgumentWalk walk(app, argc, argv);
+  std::cerr << walk.name() << ": " << (walk.unknown().empty() ? error.what() : walk.unknown()) << "\n"
+            << "`" << walk.name() << " --help` tells what there is.\n";
+  return 2;
+}
 
 void AddConfigOptions(CLI::App& app) {
   for (CLI::Option* option : app.get_options()) {

@@ -189,7 +189,7 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
+    return weir::config::Exit(app, error, argc, argv);
   }
   weir::scheduler::Convert(flags);
   weir::process::StartLog(flags.log, "scheduler");

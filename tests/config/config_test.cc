@@ -91,6 +91,52 @@ TEST_F(ConfigTest, PrintConfigShowsWhatIsInForceAndCanBeReadBack) {
   EXPECT_EQ(options_.rank, (std::vector<std::string>{"a", "b: c"}));
 }
 
+class ExitTest : public ::testing::Test {
+ protected:
+  ExitTest() {
+    CLI::App* up = app_.add_subcommand("up");
+    up->add_option("--model", model_)->required();
+    up->add_flag("--verbose");
+    app_.add_subcommand("chat");
+    app_.require_subcommand(1);
+  }
+
+  // What `weir` and these arguments print to standard error.
+  std::string ErrorOf(std::vector<const char*> arguments) {
+    arguments.insert(arguments.begin(), "/usr/bin/weir");
+    const int count = static_cast<int>(arguments.size());
+    testing::internal::CaptureStderr();
+    try {
+      app_.parse(count, arguments.data());
+      exit_code_ = -1;
+    } catch (const CLI::ParseError& error) {
+      exit_code_ = Exit(app_, error, count, arguments.data());
+    }
+    return testing::internal::GetCapturedStderr();
+  }
+
+  CLI::App app_;
+  std::string model_;
+  int exit_code_ = -1;
+};
+
+TEST_F(ExitTest, NamesAMisspeltOptionBeforeWhatIsMissingBecauseOfIt) {
+  EXPECT_EQ(ErrorOf({"up", "--modle", "DIR"}),
+            "weir up: unknown option '--modle'; did you mean '--model'?\n`weir up --help` tells what there is.\n");
+  EXPECT_EQ(exit_code_, 2);
+  EXPECT_EQ(ErrorOf({"up", "--modle=DIR"}).find("weir up: unknown option '--modle'; did you"), 0U);
+}
+
+TEST_F(ExitTest, NamesAMisspeltCommand) {
+  EXPECT_EQ(ErrorOf({"caht"}).find("weir: unknown command 'caht'; did you mean 'chat'?"), 0U);
+  EXPECT_EQ(exit_code_, 2);
+}
+
+TEST_F(ExitTest, TakesAnOptionsValueForNoWordOfItsOwn) {
+  EXPECT_EQ(ErrorOf({"up", "--model", "chat", "--verbos"}).find("weir up: unknown option '--verbos'"), 0U);
+  EXPECT_EQ(ErrorOf({"up", "--verbose"}).find("weir up: --model is required"), 0U);
+}
+
 TEST(NearestTest, FindsTypingErrors) {
   const std::vector<std::string> known = {"listen", "max_num_seqs", "model"};
   EXPECT_EQ(Nearest("lsiten", known), "listen");

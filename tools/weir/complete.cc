@@ -30,7 +30,7 @@ struct CompleteOptions {
   ServerOptions server;
   SamplingFlags sampling;
   std::string model;
-  std::string prompt;
+  std::optional<std::string> prompt;
   std::string system;
   std::optional<bool> thinking;
   bool is_chat = false;
@@ -38,7 +38,7 @@ struct CompleteOptions {
 };
 
 std::string PromptOf(const CompleteOptions& options) {
-  if (!options.prompt.empty()) return options.prompt;
+  if (options.prompt) return *options.prompt;
   if (isatty(STDIN_FILENO) == 1) std::fprintf(stderr, "Prompt, ended by Ctrl-D:\n");
   return {std::istreambuf_iterator<char>(std::cin), {}};
 }

@@ -194,8 +194,9 @@ void CheckModel(const DoctorOptions& options, std::vector<Finding>& findings) {
                                "name a complete HuggingFace directory: config.json and *.safetensors"));
     return;
   }
-  findings.push_back(Ok("model", absl::StrFormat("%s, %d tensors in %d files", (*checkpoint)->config().architecture,
-                                                 (*checkpoint)->num_tensors(), (*checkpoint)->files().size())));
+  findings.push_back(Ok("model", absl::StrFormat("%s, %d tensors in %d %s", (*checkpoint)->config().architecture,
+                                                 (*checkpoint)->num_tensors(), (*checkpoint)->files().size(),
+                                                 (*checkpoint)->files().size() == 1 ? "file" : "files")));
   const std::string tokenizer = options.model + "/tokenizer.json";
   findings.push_back(access(tokenizer.c_str(), R_OK) == 0
                          ? Ok("tokenizer", tokenizer)

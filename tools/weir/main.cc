@@ -1,9 +1,11 @@
 #include <CLI/CLI.hpp>
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 #include "channels/lock_checks.h"
+#include "config/config.h"
 #include "tools/weir/commands.h"
 
 namespace {
@@ -19,6 +21,8 @@ int Close(int exit_code) {
 
 int main(int argc, char** argv) {
   weir::channels::SkipLockChecks();
+  // gRPC's own log lines are no words for people; what they are about is said in the commands' errors.
+  setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
   CLI::App app{"Weir divides one large mixture-of-experts language model fairly among its tenants."};
   app.require_subcommand(1);
   weir::tools::AddUp(app);
@@ -42,7 +46,7 @@ int main(int argc, char** argv) {
   } catch (const CLI::RuntimeError& error) {  // a command has said what went wrong
     return Close(error.get_exit_code());
   } catch (const CLI::ParseError& error) {
-    return Close(app.exit(error) == 0 ? 0 : 2);
+    return Close(weir::config::Exit(app, error, argc, argv));
   }
   return Close(0);
 }

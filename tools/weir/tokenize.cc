@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 
 #include "tools/weir/client/chat_json.h"
@@ -29,7 +30,7 @@ constexpr const char* kExamples =
 struct TokenizeOptions {
   ServerOptions server;
   std::string model;
-  std::string text;
+  std::optional<std::string> text;
   std::string chat_file;  // "-": standard input
   bool prints_ids = false;
   bool prints_json = false;
@@ -40,7 +41,7 @@ std::string ReadAll(std::istream& in) { return {std::istreambuf_iterator<char>(i
 absl::StatusOr<v1::TokenizeRequest> RequestOf(const TokenizeOptions& options) {
   v1::TokenizeRequest request;
   if (options.chat_file.empty()) {
-    request.set_text(options.text.empty() ? ReadAll(std::cin) : options.text);
+    request.set_text(options.text ? *options.text : ReadAll(std::cin));
     return request;
   }
   std::ifstream file(options.chat_file);
@@ -104,7 +105,8 @@ absl::Status Tokenize(const TokenizeOptions& options) {
   if (absl::Status status = PrintPieces(**client, model->name(), *response, options.prints_json); !status.ok()) {
     return status;
   }
-  if (!options.prints_json) std::printf("%d tokens\n", response->token_ids_size());
+  const int num_tokens = response->token_ids_size();
+  if (!options.prints_json) std::printf("%d %s\n", num_tokens, num_tokens == 1 ? "token" : "tokens");
   return absl::OkStatus();
 }
 

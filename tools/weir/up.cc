@@ -7,6 +7,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -74,33 +75,48 @@ class RunDirectory {
 
 // ---- choosing what the flags leave open ----
 
+bool IsFree(int32_t port) {
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const int on = 1;
+  setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));  // connections that linger there hinder nobody
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  address.sin_port = htons(static_cast<uint16_t>(port));
+  const bool is_free = bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0;
+  close(fd);
+  return is_free;
+}
+
 // `count` ports in a row that nobody listens on, for --port 0.
 absl::StatusOr<int32_t> FindFreePorts(int32_t count) {
   for (int32_t first = 20000 + getpid() % 10000; first < 60000; first += count) {
     int32_t num_free = 0;
-    while (num_free < count) {
-      const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-      sockaddr_in address = {};
-      address.sin_family = AF_INET;
-      address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-      address.sin_port = htons(static_cast<uint16_t>(first + num_free));
-      const bool is_free = bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0;
-      close(fd);
-      if (!is_free) break;
-      ++num_free;
-    }
+    while (num_free < count && IsFree(first + num_free)) ++num_free;
     if (num_free == count) return first;
   }
   return absl::UnavailableError("no free ports on 127.0.0.1; name some with --port and --ops-port");
 }
 
+// Whoever holds a port of ours would also answer for our processes when they are asked whether they are ready.
+absl::Status CheckPorts(const ClusterOptions& options) {
+  for (const auto& [port, flag] : {std::pair{options.port, "--port"},
+                                   {options.ops_port, "--ops-port"},
+                                   {options.ops_port + 1, "--ops-port, which takes the next one, too"}}) {
+    if (IsFree(port) || (port == options.port && !options.has_gateway)) continue;
+    return absl::UnavailableError(absl::StrCat("port ", port, " is in use, perhaps by another weir up: choose with ",
+                                               flag, " (0 = any that is free)"));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status ChoosePorts(ClusterOptions& options) {
-  if (options.port != 0 && options.ops_port != 0) return absl::OkStatus();
+  if (options.port != 0 && options.ops_port != 0) return CheckPorts(options);
   const absl::StatusOr<int32_t> first = FindFreePorts(3);
   if (!first.ok()) return first.status();
   if (options.port == 0) options.port = *first;
   if (options.ops_port == 0) options.ops_port = *first + 1;
-  return absl::OkStatus();
+  return CheckPorts(options);
 }
 
 worker::RankOptions RankOptionsOf(const ClusterOptions& options) {
@@ -139,7 +155,12 @@ std::string NameOfDirectory(const std::string& directory) {
 absl::Status Choose(UpOptions& options) {
   ClusterOptions& cluster = options.cluster;
   const auto checkpoint = worker::Checkpoint::Open(cluster.model);
-  if (!checkpoint.ok()) return checkpoint.status();
+  if (!checkpoint.ok()) {
+    return absl::Status(checkpoint.status().code(),
+                        absl::StrCat(std::string(checkpoint.status().message()),
+                                     "\n  --model names a directory as published: config.json, *.safetensors and "
+                                     "tokenizer.json; `weir doctor --model DIR` checks one"));
+  }
   const worker::ParallelLayout layout = {cluster.tp, cluster.dp, 0};
   if (absl::Status status = CheckLayout((*checkpoint)->config(), layout); !status.ok()) return status;
   if (cluster.model_name.empty()) cluster.model_name = NameOfDirectory(cluster.model);
@@ -189,8 +210,7 @@ class Reporter {
   void Start() {
     const ClusterOptions& cluster = options_.cluster;
     Print("model", absl::StrCat(cluster.model_name, " from ", cluster.model));
-    Print("layout", absl::StrFormat("tp %d x dp %d: %d ranks of %d threads, each with %d blocks of cache", cluster.tp,
-                                    cluster.dp, cluster.tp * cluster.dp, cluster.threads, cluster.num_blocks));
+    Print("layout", LayoutText(cluster, worker::RankOptions().block_size));
   }
 
   void SetLastLines(std::function<std::string(size_t)> last_lines) { last_lines_ = std::move(last_lines); }
@@ -234,20 +254,22 @@ class Reporter {
         Print("clients", "anybody on this machine and nobody else: there are no --keys");
       Print("metrics", absl::StrCat("http://", plan_.gateway_ops_address, "/metrics of the gateway, http://",
                                     plan_.scheduler_ops_address, "/metrics of the scheduler"));
-      Print("try", "weir chat --server " + plan_.address);
+      Print("try", ChatCommand(options_.cluster, program_invocation_name));
     }
     Print("stop", "Ctrl-C");
   }
 
   void Drain() {
     is_serving_ = false;
+    is_draining_ = true;
     Print("draining", "running requests end; Ctrl-C again kills");
   }
 
   void Death(size_t process, const std::string& how, std::optional<std::chrono::milliseconds> restart_in) {
     if (IsRank(process)) bars_.Done(static_cast<int32_t>(process));
     const std::string& name = plan_.processes[process].name;
-    if (!restart_in) return Print(name, how);
+    if (!restart_in && is_draining_) Print(name, how);
+    if (!restart_in) return;  // it is the end, and its message tells
     Print(name, absl::StrFormat("%s; starting again in %.1f s.  Its last lines:", how, restart_in->count() / 1000.0));
     bars_.Print(last_lines_(process));
   }
@@ -257,6 +279,7 @@ class Reporter {
   LoadBars bars_;
   std::vector<std::ofstream> logs_;
   bool is_serving_ = false;
+  bool is_draining_ = false;
   std::function<std::string(size_t)> last_lines_;
 };
 

@@ -259,7 +259,7 @@ int Main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
+    return weir::config::Exit(app, error, argc, argv);
   }
   if (const std::string wrong = WrongUsage(flags); !wrong.empty()) {
     std::fprintf(stderr, "weir-worker: %s\n", wrong.c_str());

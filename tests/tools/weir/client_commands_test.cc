@@ -87,6 +87,11 @@ TEST_F(ClientCommandsTest, FailsWhenTheAnswerWasCutShort) {
   EXPECT_THAT(outcome.errors, HasSubstr("a worker was lost; a new attempt may succeed"));
 }
 
+TEST_F(ClientCommandsTest, AnEmptyArgumentIsNotReadFromStandardInput) {
+  EXPECT_THAT(Weir(At("complete ''"), "from a file").errors, HasSubstr("the prompt is empty"));
+  EXPECT_EQ(Weir(At("tokenize ''"), "from a file").output, "0 tokens\n");
+}
+
 TEST_F(ClientCommandsTest, AnEmptyPromptIsAnError) {
   const Outcome outcome = Weir(At("complete"));
   EXPECT_EQ(outcome.exit_code, 1);

@@ -81,6 +81,27 @@ TEST(LocalClusterTest, RefusesADirectoryWhoseSocketsTheSystemCannotName) {
   EXPECT_THAT(std::string(CheckPlan(plan, std::string(100, 'x')).message()), HasSubstr("XDG_RUNTIME_DIR"));
 }
 
+TEST(ClusterTextTest, CountsInWords) {
+  ClusterOptions options;
+  options.threads = 2;
+  options.num_blocks = 10;
+  EXPECT_EQ(LayoutText(options, 64), "1 rank (tp 1, dp 1) of 2 threads; room for 640 tokens");
+  options.tp = options.dp = 2;
+  options.threads = 1;
+  EXPECT_EQ(LayoutText(options, 64), "4 ranks (tp 2, dp 2) of 1 thread; room for 640 tokens in each of 2 groups");
+}
+
+TEST(ClusterTextTest, TellsHowToTalkToItFromHere) {
+  ClusterOptions options;
+  EXPECT_EQ(ChatCommand(options, "bin/weir"), "bin/weir chat");
+  options.port = 8000;
+  EXPECT_EQ(ChatCommand(options, "weir"), "weir chat --server 127.0.0.1:8000");
+  options.host = "0.0.0.0";
+  options.keys = "keys.yaml";
+  options.tls_certificate = "server.pem";
+  EXPECT_EQ(ChatCommand(options, "weir"), "WEIR_API_KEY=... weir chat --server 127.0.0.1:8000 --tls");
+}
+
 TEST(LoadLineTest, ReadsWhatWorkersWrite) {
   const auto load = ParseLoadLine("rank 12: 43 % of 12.4 GB, 1.9 GB/s");
   ASSERT_TRUE(load.has_value());

@@ -99,10 +99,10 @@ TEST(SupervisorTest, StartsAProcessThatDiedAgain) {
   const std::string mark = directory / "was-here";
   Story story;
   Supervisor supervisor(
-      {Shell("a", "if [ ! -e " + mark + " ]; then touch " + mark + "; echo dying; exit 3; fi; " + Serving())},
+      {Shell("a", "if [ ! -e " + mark + " ]; then touch " + mark + "; echo dying; kill -KILL $$; fi; " + Serving())},
       {.run_for = milliseconds(0)}, story.Listener());
   EXPECT_TRUE(supervisor.Run().ok());
-  EXPECT_THAT(story.deaths, ElementsAre("exited with code 3"));
+  EXPECT_THAT(story.deaths, ElementsAre("was killed by signal 9 (Killed)"));
   EXPECT_EQ(story.num_all_ready, 1);
 }
 
@@ -129,16 +129,24 @@ TEST(SupervisorTest, GivesUpAfterThreeQuickDeathsWithTheLastLinesAndEndsTheOther
   const std::string pid_file = directory / "pid";
   Story story;
   Supervisor supervisor(
-      {Shell("good", "echo $$ > " + pid_file + "; " + Serving()), Shell("bad", "echo the disk is full; exit 7")}, {},
-      story.Listener());
+      {Shell("good", "echo $$ > " + pid_file + "; " + Serving()), Shell("bad", "echo the disk is full; kill -ABRT $$")},
+      {}, story.Listener());
   const absl::Status status = supervisor.Run();
-  EXPECT_THAT(std::string(status.message()), HasSubstr("bad exited with code 7, 3 times in a row"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("bad was killed by signal 6 (Aborted), 3 times in a row"));
   EXPECT_THAT(std::string(status.message()), HasSubstr("the disk is full"));
   EXPECT_THAT(story.deaths, SizeIs(3));
   pid_t pid = 0;
   std::ifstream(pid_file) >> pid;
   ASSERT_GT(pid, 0);
   EXPECT_FALSE(IsAlive(pid));
+}
+
+TEST(SupervisorTest, GivesUpAtOnceWhenAProcessExitsBeforeAnythingServed) {
+  Story story;
+  Supervisor supervisor({Shell("good", Serving()), Shell("bad", "echo no such flag; exit 2")}, {}, story.Listener());
+  EXPECT_EQ(std::string(supervisor.Run().message()),
+            "bad exited with code 2 before it was ready; its last lines:\n  no such flag");
+  EXPECT_THAT(story.deaths, SizeIs(0)) << "said once, at the end";
 }
 
 TEST(SupervisorTest, SaysWhichProgramCannotBeRun) {

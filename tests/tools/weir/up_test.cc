@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <prometheus/registry.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -16,6 +17,7 @@
 #include <thread>
 #include <vector>
 
+#include "metrics/ops_server.h"
 #include "tests/tools/weir/program.h"
 #include "tests/worker/checkpoint_writer.h"
 #include "tests/worker/tiny_models.h"
@@ -244,7 +246,7 @@ TEST_F(UpTest, EndsWithTheMessageOfAProcessThatCannotStart) {
   const TestDirectory directory;
   WriteTextFile(directory / "gateway.yaml", "max_request: 3\n");
   Start("--threads 1 --gateway-config " + (directory / "gateway.yaml"));
-  EXPECT_TRUE(Says("gateway exited with code 2, 3 times in a row; its last lines:")) << said_;
+  EXPECT_TRUE(Says("gateway exited with code 2 before it was ready; its last lines:")) << said_;
   EXPECT_TRUE(Says("did you mean 'max_requests'?")) << said_;
   EXPECT_NE(WaitForEnd(), 0);
 }
@@ -269,6 +271,20 @@ TEST_F(UpTest, TheBuiltInModelAnswersTheQuestionOfTheDemo) {
   EXPECT_THAT(outcome.output, HasSubstr("Guangdong"));
   up_->Signal(SIGTERM);
   EXPECT_EQ(WaitForEnd(), 0) << said_;
+}
+
+TEST(UpUsageTest, RefusesAPortThatIsTakenBeforeItStartsAnything) {
+  const ServableModel model;
+  const auto other = metrics::OpsServer::Start({.listen = "127.0.0.1:0"}, std::make_shared<prometheus::Registry>());
+  ASSERT_TRUE(other.ok()) << other.status();
+  const std::string taken = std::to_string((*other)->port());
+  for (const std::string flag : {"--port", "--ops-port"}) {
+    const Outcome outcome = Weir("up --port 0 --ops-port 0 " + flag + " " + taken + " --model " + model.path());
+    EXPECT_EQ(outcome.exit_code, 1);
+    EXPECT_EQ(outcome.output, "");
+    EXPECT_THAT(outcome.errors, HasSubstr("port " + taken + " is in use"));
+    EXPECT_THAT(outcome.errors, HasSubstr(flag));
+  }
 }
 
 TEST(UpUsageTest, NamesWhatIsWrongBeforeItStartsAnything) {

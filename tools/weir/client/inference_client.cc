@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
+#include <string_view>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -53,6 +54,7 @@ const char* CodeName(grpc::StatusCode code) {
 
 // What the details add to the message: fields, reason, when to come back.  `has_details` tells the gateway's own errors
 // from those of the way to it.
+// A message that has said it all is not said again.
 std::string DetailsOf(const grpc::Status& status, bool& has_details) {
   google::rpc::Status details;
   has_details = details.ParseFromString(status.error_details()) && details.details_size() > 0;
@@ -62,6 +64,7 @@ std::string DetailsOf(const grpc::Status& status, bool& has_details) {
     google::rpc::RetryInfo retry;
     if (detail.UnpackTo(&bad)) {
       for (const auto& violation : bad.field_violations()) {
+        if (status.error_message() == violation.field() + " " + violation.description()) continue;
         absl::StrAppend(&text, "\n  ", violation.field(), ": ", violation.description());
       }
     } else if (detail.UnpackTo(&retry)) {
@@ -135,9 +138,12 @@ absl::Status InferenceClient::Explain(const grpc::Status& status) const {
   const std::string details = DetailsOf(status, is_from_gateway);
   std::string text = absl::StrCat(status.error_message(), " (", CodeName(status.error_code()), ")", details);
   if (code == absl::StatusCode::kUnavailable && !is_from_gateway) {
-    text = absl::StrCat("no gateway answers at ", options_.address,
-                        ": start one with `weir up --model DIR`, or name another with --server (",
-                        status.error_message(), ")");
+    constexpr std::string_view kLast = "last error: UNKNOWN: ";
+    const size_t last = status.error_message().find(kLast);
+    text = absl::StrCat(
+        "no gateway answers at ", options_.address,
+        ": start one with `weir up --model DIR`, or name another with --server (",
+        last == std::string::npos ? status.error_message() : status.error_message().substr(last + kLast.size()), ")");
   } else if (code == absl::StatusCode::kUnauthenticated) {
     absl::StrAppend(
         &text, "\n  put an API key into WEIR_API_KEY or a file named by --api-key-file; `weir keys create` makes one");

@@ -118,6 +118,23 @@ ClusterPlan PlanCluster(const ClusterOptions& options, const std::string& progra
   return Planner(options, program_directory, run_directory).Plan();
 }
 
+std::string LayoutText(const ClusterOptions& options, int32_t block_size) {
+  const int32_t num_ranks = options.tp * options.dp;
+  std::string text = absl::StrCat(num_ranks, num_ranks == 1 ? " rank" : " ranks", " (tp ", options.tp, ", dp ",
+                                  options.dp, ") of ", options.threads, options.threads == 1 ? " thread" : " threads",
+                                  "; room for ", options.num_blocks * block_size, " tokens");
+  if (options.dp > 1) absl::StrAppend(&text, " in each of ", options.dp, " groups");
+  return text;
+}
+
+std::string ChatCommand(const ClusterOptions& options, const std::string& weir) {
+  const bool is_any = options.host == "0.0.0.0" || options.host == "::" || options.host == "[::]";
+  const std::string address = absl::StrCat(is_any ? "127.0.0.1" : options.host, ":", options.port);
+  return absl::StrCat(options.keys.empty() ? "" : "WEIR_API_KEY=... ", weir, " chat",
+                      address == absl::StrCat("127.0.0.1:", kDefaultPort) ? "" : " --server " + address,
+                      options.tls_certificate.empty() ? "" : " --tls");
+}
+
 absl::Status CheckPlan(const ClusterPlan& plan, const std::string& run_directory) {
   for (const ProcessSpec& process : plan.processes) {
     if (access(process.argv[0].c_str(), X_OK) == 0) continue;

@@ -51,6 +51,12 @@ struct ClusterPlan {
 ClusterPlan PlanCluster(const ClusterOptions& options, const std::string& program_directory,
                         const std::string& run_directory);
 
+// For people: "2 ranks (tp 2, dp 1) of 1 thread; room for 32768 tokens".
+std::string LayoutText(const ClusterOptions& options, int32_t block_size);
+
+// The command line that talks to it from this machine, `weir` being how the program was called.
+std::string ChatCommand(const ClusterOptions& options, const std::string& weir);
+
 // INVALID_ARGUMENT for what cannot work: names that have no program, a directory whose sockets' paths would be too
 // long.
 absl::Status CheckPlan(const ClusterPlan& plan, const std::string& run_directory);

@@ -3,6 +3,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/signalfd.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -151,6 +152,10 @@ absl::Status Supervisor::Died(size_t index, int wait_status) {
     if (wait_status != 0 && listener_.on_death) listener_.on_death(index, how, std::nullopt);
     return absl::OkStatus();
   }
+  if (WIFEXITED(wait_status) && !process.was_ever_ready && !was_all_ready_) {
+    return absl::AbortedError(  // its flags or this machine do not suit it: another attempt would say the same
+        absl::StrCat(process.spec.name, " ", how, " before it was ready; its last lines:\n", LastLines(index)));
+  }
   const std::optional<milliseconds> delay = process.policy.Died(Clock::now());
   if (listener_.on_death) listener_.on_death(index, how, delay);
   if (!delay) {
@@ -201,7 +206,7 @@ void Supervisor::EndIfHung(Process& process, const std::optional<std::string>& h
 void Supervisor::MarkReady(size_t index) {
   Process& process = processes_[index];
   if (process.is_ready) return;
-  process.is_ready = true;
+  process.is_ready = process.was_ever_ready = true;
   process.policy.Ready(Clock::now());
   if (listener_.on_ready) {
     listener_.on_ready(index, std::chrono::duration_cast<milliseconds>(Clock::now() - process.started_at));

@@ -54,9 +54,10 @@ class Supervisor {
   Supervisor(const Supervisor&) = delete;
   Supervisor& operator=(const Supervisor&) = delete;
 
-  // Until SIGINT, SIGTERM or the end of run_for has drained all.  An error: a process cannot be started or dies again
-  // and again (its name, its end and its last lines), or the drain was cut short by a second signal or its timeout.
-  // Blocks SIGINT, SIGTERM and SIGCHLD in the calling thread, which must be the only one that does not.
+  // Until SIGINT, SIGTERM or the end of run_for has drained all.  An error: a process cannot be started, exits by
+  // itself at the very start or dies again and again (its name, its end and its last lines), or the drain was cut short
+  // by a second signal or its timeout. Blocks SIGINT, SIGTERM and SIGCHLD in the calling thread, which must be the only
+  // one that does not.
   absl::Status Run();
 
   // The end of what a process wrote in its last life that wrote anything, oldest first, indented.
@@ -77,6 +78,7 @@ class Supervisor {
     Clock::time_point started_at;
     std::optional<Clock::time_point> restart_at;
     std::deque<std::string> last_lines;  // of this life
+    bool was_ever_ready = false;
   };
 
   absl::Status Loop();
