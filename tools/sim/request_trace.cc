@@ -43,7 +43,19 @@ int64_t DaysOf(int64_t year, int64_t month, int64_t day) {
   return era * 146097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719468;
 }
 
-// "2023-11-16 18:15:46.6805900" in microseconds.
+// "+08:00" in seconds; 0 when there is none.
+std::optional<int64_t> TakeUtcOffset(std::string_view& text) {
+  if (text.empty() || (text.front() != '+' && text.front() != '-')) return 0;
+  const int64_t sign = text.front() == '+' ? 1 : -1;
+  text.remove_prefix(1);
+  const auto hours = TakeInteger(text);
+  if (!hours || *hours > 14 || !TakeChar(text, ':')) return std::nullopt;
+  const auto minutes = TakeInteger(text);
+  if (!minutes || *minutes > 59) return std::nullopt;
+  return sign * (*hours * 60 + *minutes) * 60;
+}
+
+// "2023-11-16 18:15:46.6805900" or "2024-05-10 00:00:00.009930+00:00" in microseconds.
 std::optional<int64_t> TakeTimestamp(std::string_view& text) {
   constexpr std::string_view kSeparators = "-- ::";
   std::array<int64_t, 6> parts = {};
@@ -59,7 +71,10 @@ std::optional<int64_t> TakeTimestamp(std::string_view& text) {
       micros += (text.front() - '0') * unit;
     }
   }
-  const int64_t seconds = ((DaysOf(parts[0], parts[1], parts[2]) * 24 + parts[3]) * 60 + parts[4]) * 60 + parts[5];
+  const auto offset = TakeUtcOffset(text);
+  if (!offset) return std::nullopt;
+  const int64_t seconds =
+      ((DaysOf(parts[0], parts[1], parts[2]) * 24 + parts[3]) * 60 + parts[4]) * 60 + parts[5] - *offset;
   return seconds * 1000000 + micros;
 }
 

@@ -11,6 +11,7 @@
 // Recorded request traces, in the two shapes in which they are published:
 //
 //   Azure      CSV   TIMESTAMP,ContextTokens,GeneratedTokens          2023-11-16 18:15:46.6805900,374,44
+//                    the later one with the distance from UTC         2024-05-10 00:00:00.009930+00:00,2162,5
 //   Mooncake   JSONL {"timestamp": ms, "input_length": n, "output_length": m, "hash_ids": [...]}
 //              one id for every 512 tokens of the prompt; equal ids stand for equal prefixes
 //

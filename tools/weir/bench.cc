@@ -67,13 +67,24 @@ std::function<void(const LoadProgress&)> Bar(int64_t num_requests) {
   };
 }
 
+void SayTrace(const BenchOptions& options, const sim::RequestTrace& trace, int64_t max_model_len) {
+  std::fprintf(stderr, "%s: %zu requests over %.1f s (speed %g, lengths x %g)\n", options.trace.c_str(),
+               trace.requests.size(), static_cast<double>(trace.requests.back().arrival_us) * 1e-6, options.speed,
+               options.scale);
+  const auto num_shortened = static_cast<long long>(CountShortened(trace, max_model_len));
+  if (num_shortened == 0) return;
+  std::fprintf(stderr, "%lld of them are shortened to the model's context of %lld tokens; --scale shortens all alike\n",
+               num_shortened, static_cast<long long>(max_model_len));
+}
+
 absl::StatusOr<std::vector<PlannedRequest>> Plan(const BenchOptions& options, const v1::Model& model) {
   const auto max_model_len = static_cast<int64_t>(model.max_model_len());
   if (!options.trace.empty()) {
     absl::StatusOr<sim::RequestTrace> trace = sim::ReadTrace(options.trace, options.limit);
     if (!trace.ok()) return trace.status();
     sim::Rescale(options.scale, options.speed, *trace);
-    return PlanTrace(*trace, max_model_len);
+    SayTrace(options, *trace, max_model_len);
+    return PlanTrace(*trace, options.scale, max_model_len);
   }
   if (options.input_tokens + options.output_tokens > max_model_len) {
     return absl::InvalidArgumentError(absl::StrCat("--input-tokens and --output-tokens make ",
@@ -196,7 +207,10 @@ void AddLoadOptions(CLI::App& command, BenchOptions& o) {
       ->check(CLI::Range(1e-4, 100.0))
       ->needs(trace)
       ->group(load);
-  command.add_option("--limit", o.limit, "use the trace's first N requests only; 0: all")->needs(trace)->group(load);
+  command.add_option("--limit", o.limit, "use the trace's first N requests only; 0: all")
+      ->check(CLI::NonNegativeNumber)
+      ->needs(trace)
+      ->group(load);
   command.add_option("--requests", o.num_requests, "how many")
       ->check(CLI::Range(1, 10'000'000))
       ->excludes(trace)

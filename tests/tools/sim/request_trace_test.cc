@@ -36,6 +36,15 @@ TEST(RequestTraceTest, TimesCrossMidnightAndMonths) {
   EXPECT_EQ(trace->requests[1].arrival_us, 86401 * int64_t{1000000});  // a leap year
 }
 
+TEST(RequestTraceTest, TimesMayHaveADistanceFromUtc) {
+  const auto trace = ParseTrace(std::string(kHeader) +
+                                "2024-05-10 00:00:00.009930+00:00,2162,5\n2024-05-10 08:00:01.009930+08:00,2399,6\n");
+  ASSERT_TRUE(trace.ok()) << trace.status();
+  EXPECT_EQ(trace->requests[1].arrival_us, 1000000);
+  EXPECT_EQ(trace->requests[1].num_prompt_tokens, 2399);
+  EXPECT_THAT(ErrorOf(std::string(kHeader) + "2024-05-10 00:00:00+0,1,1\n"), HasSubstr("line 2"));
+}
+
 TEST(RequestTraceTest, ReadsMooncakeRowsAndTheSharedPrefix) {
   const auto trace = ParseTrace(R"({"timestamp": 5, "input_length": 700, "output_length": 50, "hash_ids": [0, 1]})"
                                 "\n"

@@ -55,7 +55,7 @@ TEST(LoadPlanTest, TraceLengthsAreBoundedByTheContext) {
   trace.requests.push_back({.arrival_us = 0, .num_prompt_tokens = 50, .num_output_tokens = 20});
   trace.requests.push_back({.arrival_us = 1'500'000, .num_prompt_tokens = 5000, .num_output_tokens = 20});
   trace.requests.push_back({.arrival_us = 2'000'000, .num_prompt_tokens = 90, .num_output_tokens = 500});
-  const auto plan = PlanTrace(trace, 100);
+  const auto plan = PlanTrace(trace, 1, 100);
   EXPECT_EQ(plan[0].num_prompt_tokens + plan[0].num_output_tokens, 70);
   EXPECT_DOUBLE_EQ(plan[1].at_s, 1.5);
   EXPECT_EQ(plan[1].num_prompt_tokens, 99);
@@ -89,6 +89,26 @@ TEST(PromptIdsTest, EqualHashIdsGiveEqualPrefixes) {
   ASSERT_EQ(a.size(), 1500U);
   EXPECT_TRUE(std::equal(a.begin(), a.begin() + 1024, b.begin()));
   EXPECT_FALSE(std::equal(a.begin() + 1024, a.end(), b.begin() + 1024));
+}
+
+TEST(PromptIdsTest, PrefixesShrinkWithTheLengthsOfTheirTrace) {
+  sim::RequestTrace trace;
+  trace.requests.push_back({.num_prompt_tokens = 1500, .num_output_tokens = 1, .hash_ids = {7, 8, 9}});
+  trace.requests.push_back({.num_prompt_tokens = 1500, .num_output_tokens = 1, .hash_ids = {7, 8, 10}});
+  sim::Rescale(0.1, 1, trace);
+  const auto plan = PlanTrace(trace, 0.1, 4096);
+  const auto a = PromptIds(plan[0], 1, 0, 1000, {}), b = PromptIds(plan[1], 1, 1, 1000, {});
+  ASSERT_EQ(a.size(), 150U);
+  ASSERT_EQ(b.size(), 150U);
+  const auto [differs, other] = std::mismatch(a.begin(), a.end(), b.begin());
+  EXPECT_EQ(differs - a.begin(), 102) << "two blocks of 51.2 tokens are the same";
+}
+
+TEST(LoadPlanTest, CountsTheRequestsOfATraceThatDoNotFit) {
+  sim::RequestTrace trace;
+  trace.requests.push_back({.num_prompt_tokens = 90, .num_output_tokens = 10});
+  trace.requests.push_back({.num_prompt_tokens = 91, .num_output_tokens = 10});
+  EXPECT_EQ(CountShortened(trace, 100), 1);
 }
 
 // ---- reports ----

@@ -47,7 +47,7 @@ std::vector<PlannedRequest> PlanPoisson(int32_t count, double rate_per_s, int32_
   return plan;
 }
 
-std::vector<PlannedRequest> PlanTrace(const sim::RequestTrace& trace, int64_t max_model_len) {
+std::vector<PlannedRequest> PlanTrace(const sim::RequestTrace& trace, double scale, int64_t max_model_len) {
   std::vector<PlannedRequest> plan;
   plan.reserve(trace.requests.size());
   for (const sim::TraceRequest& recorded : trace.requests) {
@@ -58,18 +58,27 @@ std::vector<PlannedRequest> PlanTrace(const sim::RequestTrace& trace, int64_t ma
     request.num_output_tokens = static_cast<int32_t>(
         std::clamp<int64_t>(recorded.num_output_tokens, 1, max_model_len - request.num_prompt_tokens));
     request.hash_ids = recorded.hash_ids;
+    request.hash_block_tokens = scale * sim::kHashBlockTokens;
     plan.push_back(std::move(request));
   }
   return plan;
+}
+
+int64_t CountShortened(const sim::RequestTrace& trace, int64_t max_model_len) {
+  return std::count_if(trace.requests.begin(), trace.requests.end(), [max_model_len](const sim::TraceRequest& request) {
+    return int64_t{request.num_prompt_tokens} + request.num_output_tokens > max_model_len;
+  });
 }
 
 std::vector<uint32_t> PromptIds(const PlannedRequest& request, uint64_t seed, uint64_t index, uint32_t vocab_size,
                                 const std::vector<uint32_t>& avoided) {
   std::vector<uint32_t> ids;
   ids.reserve(static_cast<size_t>(request.num_prompt_tokens));
-  for (const uint64_t hash_id : request.hash_ids) {
-    const int64_t left = request.num_prompt_tokens - static_cast<int64_t>(ids.size());
-    AppendIds(Random(Random(hash_id).Next()), std::min<int64_t>(left, sim::kHashBlockTokens), vocab_size, avoided, ids);
+  for (size_t block = 0; block < request.hash_ids.size(); ++block) {
+    // Where the block ends depends on its place alone, so that equal prefixes stay equal at any scale.
+    const int64_t end = std::llround(static_cast<double>(block + 1) * request.hash_block_tokens);
+    const int64_t count = std::min<int64_t>(end, request.num_prompt_tokens) - static_cast<int64_t>(ids.size());
+    AppendIds(Random(Random(request.hash_ids[block]).Next()), count, vocab_size, avoided, ids);
   }
   const int64_t left = request.num_prompt_tokens - static_cast<int64_t>(ids.size());
   AppendIds(Random(Random(seed).Next() ^ Random(~index).Next()), left, vocab_size, avoided, ids);
