@@ -3,8 +3,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <string>
 
 #include "channels/lock_checks.h"
+#include "config/build_id.h"
 #include "config/config.h"
 #include "tools/weir/commands.h"
 
@@ -25,6 +27,7 @@ int main(int argc, char** argv) {
   setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
   CLI::App app{"Weir divides one large mixture-of-experts language model fairly among its tenants."};
   app.require_subcommand(1);
+  app.set_version_flag("--version", std::string(weir::config::BuildId()));
   weir::tools::AddUp(app);
   weir::tools::AddChat(app);
   weir::tools::AddComplete(app);

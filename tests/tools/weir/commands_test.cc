@@ -180,6 +180,14 @@ TEST(HelpTest, EveryCommandHasAnExample) {
   }
 }
 
+TEST(HelpTest, SaysItsVersionAndWhichWordIsUnknown) {
+  EXPECT_EQ(Weir("--version").exit_code, 0);
+  EXPECT_NE(Weir("--version").output, "");
+  const Outcome outcome = Weir("bench serve --rat 3");
+  EXPECT_EQ(outcome.exit_code, 2);
+  EXPECT_THAT(outcome.errors, HasSubstr("weir bench serve: unknown option '--rat'; did you mean '--rate'?"));
+}
+
 TEST(HelpTest, WrongUsageIsExitCodeTwo) {
   for (const std::string command : {"", "dance", "up", "keys", "keys create", "chat --temperature warm"}) {
     EXPECT_EQ(Weir(command).exit_code, 2) << command;

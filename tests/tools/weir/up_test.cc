@@ -15,6 +15,7 @@
 #include <sstream>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "metrics/ops_server.h"
@@ -278,8 +279,10 @@ TEST(UpUsageTest, RefusesAPortThatIsTakenBeforeItStartsAnything) {
   const auto other = metrics::OpsServer::Start({.listen = "127.0.0.1:0"}, std::make_shared<prometheus::Registry>());
   ASSERT_TRUE(other.ok()) << other.status();
   const std::string taken = std::to_string((*other)->port());
-  for (const std::string flag : {"--port", "--ops-port"}) {
-    const Outcome outcome = Weir("up --port 0 --ops-port 0 " + flag + " " + taken + " --model " + model.path());
+  for (const auto& [flag, other_flag] : {std::pair<std::string, std::string>{"--port", "--ops-port"},
+                                         std::pair<std::string, std::string>{"--ops-port", "--port"}}) {
+    const Outcome outcome =
+        Weir("up " + other_flag + " 0 " + flag + " " + taken + " --model " + model.path() + " --run-for 0");
     EXPECT_EQ(outcome.exit_code, 1);
     EXPECT_EQ(outcome.output, "");
     EXPECT_THAT(outcome.errors, HasSubstr("port " + taken + " is in use"));
