@@ -27,11 +27,11 @@ class Client:
         self.channel.close()
 
     def generate(self, prompt, max_tokens, timeout_s=60, wait_for_ready=False, **fields):
-        return Stream(self.stub.Generate(generate_request(prompt, max_tokens, **fields), timeout=timeout_s, metadata=self.metadata, wait_for_ready=wait_for_ready))
+        return Stream(self.stub.Generate, generate_request(prompt, max_tokens, **fields), timeout=timeout_s, metadata=self.metadata, wait_for_ready=wait_for_ready)
 
     def chat(self, *texts, timeout_s=60, **fields):
         messages = [pb.Message(role=pb.ROLE_USER if i % 2 == 0 else pb.ROLE_ASSISTANT, content=text) for i, text in enumerate(texts)]
-        return Stream(self.stub.Chat(pb.ChatRequest(model=MODEL_NAME, messages=messages, **fields), timeout=timeout_s, metadata=self.metadata))
+        return Stream(self.stub.Chat, pb.ChatRequest(model=MODEL_NAME, messages=messages, **fields), timeout=timeout_s, metadata=self.metadata)
 
 
 def generate_request(prompt, max_tokens, temperature=0.0, seed=None, request_id=None, ignore_eos=True, **fields):
@@ -50,15 +50,16 @@ def generate_request(prompt, max_tokens, temperature=0.0, seed=None, request_id=
 
 
 class Stream:
-    """Reads a call on a thread of its own, and keeps what came and when."""
+    """Makes a call, reads it on a thread of its own, and keeps what came and when."""
 
-    def __init__(self, call, delay_s=0.0):
-        self.call, self.delay_s = call, delay_s
+    def __init__(self, method, request, delay_s=0.0, **how):
+        self.delay_s = delay_s
+        self.began = time.monotonic()
+        self.call = method(request, **how)
         self.started = self.finished = None
         self.token_ids, self.text, self.reasoning, self.times, self.events_after_end = [], "", "", [], 0
         self.tool_calls = []
         self.code, self.message, self.details = None, "", []
-        self.began = time.monotonic()
         self.ended = None
         self.changed = threading.Condition()
         self.thread = threading.Thread(target=self._read, daemon=True)

@@ -27,7 +27,7 @@ class ErrorsTest(unittest.TestCase):
 
     def refused(self, request, code, reason=None):
         call = self.client.stub.Chat if isinstance(request, pb.ChatRequest) else self.client.stub.Generate
-        stream = Stream(call(request, timeout=20)).join()
+        stream = Stream(call, request, timeout=20).join()
         self.assertEqual(stream.code, code, stream.message)
         self.assertIsNone(stream.started)
         info = detail(stream, "ErrorInfo")
@@ -78,7 +78,7 @@ class ErrorsTest(unittest.TestCase):
         stream = self.refused(generate_request("x" * (9 << 20), 1), grpc.StatusCode.INVALID_ARGUMENT, "MESSAGE_TOO_LARGE")
         self.assertIn(f"at most {8 << 20} are allowed", stream.message)
         self.assertIn(f"at most {8 << 20} are allowed", detail(stream, "BadRequest").field_violations[0].description)
-        stream = Stream(self.client.stub.Generate(generate_request("x" * (40 << 20), 1), timeout=20)).join()
+        stream = Stream(self.client.stub.Generate, generate_request("x" * (40 << 20), 1), timeout=20).join()
         self.assertEqual(stream.code, grpc.StatusCode.RESOURCE_EXHAUSTED, stream.message)  # gRPC's own: never received
         self.assertIn(str(16 << 20), stream.message)
 
@@ -86,7 +86,7 @@ class ErrorsTest(unittest.TestCase):
         before = self.cluster.gateway.resident_mb()
         request = generate_request("x" * (100 << 20), 1)
         for compression in (grpc.Compression.Gzip, grpc.Compression.Deflate) * 2:
-            stream = Stream(self.client.stub.Generate(request, timeout=20, compression=compression)).join()
+            stream = Stream(self.client.stub.Generate, request, timeout=20, compression=compression).join()
             self.assertEqual(stream.code, grpc.StatusCode.UNIMPLEMENTED, stream.message)
             self.assertIn("is disabled", stream.message)
         self.assertLess(self.cluster.gateway.resident_mb() - before, 64)

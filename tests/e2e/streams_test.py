@@ -134,7 +134,7 @@ class StreamsTest(unittest.TestCase):
         conditions = pb.StopConditions(max_tokens=60, ignore_eos=True, stop=[middle])
         request = generate_request([800, 801], 60)
         request.stop_conditions.CopyFrom(conditions)
-        stopped = Stream(self.client.stub.Generate(request, timeout=60)).join()
+        stopped = Stream(self.client.stub.Generate, request, timeout=60).join()
         self.assertEqual(stopped.finished.reason, pb.FINISH_REASON_STOP)
         self.assertEqual(stopped.text, text[: text.index(middle)])
 

@@ -22,6 +22,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "tools/weir/cluster/held_ports.h"
 #include "tools/weir/cluster/local_cluster.h"
 #include "tools/weir/cluster/supervisor.h"
 #include "tools/weir/commands.h"
@@ -88,16 +89,6 @@ bool IsFree(int32_t port) {
   return is_free;
 }
 
-// `count` ports in a row that nobody listens on, for --port 0.
-absl::StatusOr<int32_t> FindFreePorts(int32_t count) {
-  for (int32_t first = 20000 + getpid() % 10000; first < 60000; first += count) {
-    int32_t num_free = 0;
-    while (num_free < count && IsFree(first + num_free)) ++num_free;
-    if (num_free == count) return first;
-  }
-  return absl::UnavailableError("no free ports on 127.0.0.1; name some with --port and --ops-port");
-}
-
 // Whoever holds a port of ours would also answer for our processes when they are asked whether they are ready.
 absl::Status CheckPorts(const ClusterOptions& options) {
   for (const auto& [port, flag] : {std::pair{options.port, "--port"},
@@ -110,12 +101,14 @@ absl::Status CheckPorts(const ClusterOptions& options) {
   return absl::OkStatus();
 }
 
-absl::Status ChoosePorts(ClusterOptions& options) {
+// What is chosen is `held` from then on.
+absl::Status ChoosePorts(ClusterOptions& options, HeldPorts& held) {
   if (options.port != 0 && options.ops_port != 0) return CheckPorts(options);
-  const absl::StatusOr<int32_t> first = FindFreePorts(3);
-  if (!first.ok()) return first.status();
-  if (options.port == 0) options.port = *first;
-  if (options.ops_port == 0) options.ops_port = *first + 1;
+  absl::StatusOr<HeldPorts> ports = HeldPorts::Take(3);
+  if (!ports.ok()) return ports.status();
+  held = *std::move(ports);
+  if (options.port == 0) options.port = held.first();
+  if (options.ops_port == 0) options.ops_port = held.first() + 1;
   return CheckPorts(options);
 }
 
@@ -152,7 +145,7 @@ std::string NameOfDirectory(const std::string& directory) {
   return path.filename().string();
 }
 
-absl::Status Choose(UpOptions& options) {
+absl::Status Choose(UpOptions& options, HeldPorts& ports) {
   ClusterOptions& cluster = options.cluster;
   const auto checkpoint = worker::Checkpoint::Open(cluster.model);
   if (!checkpoint.ok()) {
@@ -172,7 +165,7 @@ absl::Status Choose(UpOptions& options) {
   if (!options.gateway_config.empty()) cluster.gateway_flags = {"--config", options.gateway_config};
   if (!options.scheduler_config.empty()) cluster.scheduler_flags = {"--config", options.scheduler_config};
   if (!options.worker_config.empty()) cluster.worker_flags = {"--config", options.worker_config};
-  return ChoosePorts(cluster);
+  return ChoosePorts(cluster, ports);
 }
 
 // ---- showing what happens ----
@@ -284,7 +277,8 @@ class Reporter {
 };
 
 absl::Status Up(UpOptions options) {
-  if (absl::Status status = Choose(options); !status.ok()) return status;
+  HeldPorts ports;  // until the children have ended
+  if (absl::Status status = Choose(options, ports); !status.ok()) return status;
   const RunDirectory run;
   if (run.path().empty()) {
     return absl::UnavailableError("cannot make a directory for sockets in XDG_RUNTIME_DIR or TMPDIR");
