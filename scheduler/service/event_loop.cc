@@ -250,6 +250,7 @@ void EventLoop::On(CompletedStep& step) {
     if (request->wants_logprobs) logprobs_[answer.id] = std::move(answer.logprobs);
     if (answer.error.empty()) continue;
     request->error = std::move(answer.error);
+    spdlog::warn("request {}: failed: {}", request->name, request->error);
     if (!answer.samples) failed.push_back(answer.id);
   }
   Apply(step.result);

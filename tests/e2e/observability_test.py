@@ -22,7 +22,8 @@ PLANTED = ["xylophonequartz", "仙女座望远镜"]  # in no vocabulary, no mess
 class ObservabilityTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.cluster = Cluster(scheduler=["--log-level", "debug"], gateway=["--log-level", "debug"]).start()
+        log = ["--log-level", "debug", "--log-format", "json"]
+        cls.cluster = Cluster(gateway=log, scheduler=log, worker=log).start()
         cls.addClassCleanup(cls.cluster.kill)
         cls.client = Client(cls.cluster.port)
         cls.addClassCleanup(cls.client.channel.close)
@@ -41,6 +42,15 @@ class ObservabilityTest(unittest.TestCase):
         for text in PLANTED:
             self.assertNotIn(text, seen)
         self.assertIn("planted", seen, "logs carry the request's id")
+
+    def test_every_process_logs_json(self):
+        for name, process in self.cluster.processes.items():
+            lines = [json.loads(line) for line in process.log().splitlines() if line.startswith("{")]
+            self.assertTrue(lines, f"{name} has logged nothing")
+            for line in lines:
+                self.assertEqual(set(line), {"time", "level", "process", "message"}, name)
+        steps = [line for rank in self.cluster.ranks for line in rank.log().splitlines() if '"step ' in line]
+        self.assertTrue(steps, "ranks log at debug level")
 
     def test_metric_pages_please_promtool(self):
         promtool = shutil.which("promtool")

@@ -1,10 +1,29 @@
 #include "worker/service/rank_engine.h"
 
+#include <spdlog/spdlog.h>
+
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 
 namespace weir::worker {
+
+namespace {
+
+// A rank knows slots; the scheduler, which gave them away, logs the request's own id with the same reason.
+void LogTrouble(const StepResult& result) {
+  for (const SequenceResult& sequence : result.sequences) {
+    if (!sequence.error.empty()) {
+      spdlog::warn("step {}, slot {}: not run: {}", result.step_id, sequence.slot, sequence.error);
+    } else if (sequence.has_sampled && !sequence.sampled.is_finite) {
+      spdlog::warn("step {}, slot {}: the logits are not finite: no token", result.step_id, sequence.slot);
+    }
+  }
+  spdlog::debug("step {}: {} sequences, {} us, {} of them waiting for other ranks", result.step_id,
+                result.sequences.size(), result.timings.total_us, result.timings.communication_us);
+}
+
+}  // namespace
 
 SocketGroupOptions SocketGroupOptionsOf(const GroupOrder& order, int32_t rank, const std::atomic<bool>& cancelled) {
   SocketGroupOptions options;
@@ -130,6 +149,7 @@ void RankEngine::Do(const StepPlan& plan, uint64_t session) {
     return Fail({.epoch = plan.epoch, .step_id = plan.step_id, .reason = std::string(result.status().message())},
                 session);
   }
+  LogTrouble(*result);
   Report(session, *std::move(result));
 }
 
@@ -146,6 +166,7 @@ void RankEngine::Do(const GroupOrder& order, uint64_t session) {
     return Fail({.epoch = order.epoch, .reason = std::string(status.message())}, session);
   }
   is_formed_ = true;
+  spdlog::info("epoch {}: the group of {} stands", epoch_, world_size_);
   Report(session, GroupFormed{order.epoch});
 }
 
@@ -182,6 +203,9 @@ void RankEngine::SetCommunicator(std::unique_ptr<Communicator> communicator) {
 
 void RankEngine::Fail(RankFailed failure, uint64_t session) {
   is_formed_ = false;
+  if (failure.step_id == 0) spdlog::warn("epoch {}: not formed: {}", failure.epoch, failure.reason);
+  if (failure.step_id != 0)
+    spdlog::warn("epoch {}: ended at step {}: {}", failure.epoch, failure.step_id, failure.reason);
   Report(session, std::move(failure));
 }
 

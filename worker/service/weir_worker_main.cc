@@ -3,6 +3,8 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <spdlog/spdlog.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <atomic>
@@ -19,6 +21,7 @@
 #include "config/build_id.h"
 #include "config/config.h"
 #include "process/ending_signals.h"
+#include "process/log.h"
 #include "worker/backend_choice.h"
 #include "worker/checkpoint/checkpoint.h"
 #include "worker/communicator/communicator.h"
@@ -42,6 +45,7 @@ struct Flags {
   std::string communicator;
   int64_t watchdog_ms = 60'000;
   int64_t drain_timeout_ms = 30'000;
+  process::LogOptions log;
 };
 
 const std::map<std::string, WeightDType> kDTypes = {
@@ -80,6 +84,7 @@ void AddFlags(CLI::App& app, Flags& flags) {
   app.add_option("--drain-timeout-ms", flags.drain_timeout_ms, "how long a drain may take before the process ends")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
+  process::AddLogOptions(app, flags.log);
 }
 
 // What one option alone cannot tell; empty when the flags fit together.
@@ -96,17 +101,19 @@ std::string WrongUsage(const Flags& flags) {
 }
 
 int Fail(const std::string& what) {
-  std::fprintf(stderr, "weir-worker: %s\n", what.c_str());
+  spdlog::error("{}", what);
   return 1;
 }
 int Fail(const absl::Status& status) { return Fail(std::string(status.message())); }
 
 // ---- loading ----
 
-// "rank 1: 43 % of 12.4 GB, 1.9 GB/s", over and over on a terminal, every tenth elsewhere.
+// "loading: 43 % of 12.4 GB, 1.9 GB/s": over and over in one line on a terminal, every tenth as a line of the log
+// elsewhere.
 class ProgressLine {
  public:
-  explicit ProgressLine(int rank) : rank_(rank), is_terminal_(::isatty(STDERR_FILENO) == 1) {}
+  explicit ProgressLine(const Flags& flags)
+      : rank_(flags.rank.layout.rank), is_terminal_(flags.log.format == "text" && ::isatty(STDERR_FILENO) == 1) {}
 
   void Show(int64_t done, int64_t total) {
     const int percent = total > 0 ? static_cast<int>(done * 100 / total) : 100;
@@ -119,9 +126,10 @@ class ProgressLine {
     next_ = now + milliseconds(100);
     shown_percent_ = percent;
     const double seconds = std::max(1e-3, std::chrono::duration<double>(now - start_).count());
-    std::fprintf(stderr, "%srank %d: %d %% of %s, %.1f GB/s%s", is_terminal_ ? "\r" : "", rank_, percent,
-                 Size(total).c_str(), static_cast<double>(done) / 1e9 / seconds,
-                 is_terminal_ && done < total ? "" : "\n");
+    const double gb_per_s = static_cast<double>(done) / 1e9 / seconds;
+    if (!is_terminal_) return spdlog::info("loading: {} % of {}, {:.1f} GB/s", percent, Size(total), gb_per_s);
+    std::fprintf(stderr, "\rrank %d: loading: %d %% of %s, %.1f GB/s%s", rank_, percent, Size(total).c_str(), gb_per_s,
+                 done < total ? "" : "\n");
   }
 
  private:
@@ -145,7 +153,7 @@ std::optional<absl::StatusOr<std::unique_ptr<Rank>>> Load(const Checkpoint& chec
                                                           kernels::Backend* backend, WorkerService& service) {
   absl::StatusOr<std::unique_ptr<Rank>> rank = absl::UnknownError("");
   std::atomic<bool> is_done{false};
-  ProgressLine line(flags.rank.layout.rank);
+  ProgressLine line(flags);
   std::thread loader([&] {
     rank = Rank::Load(checkpoint, flags.rank, backend, nullptr, [&](int64_t done, int64_t total) {
       line.Show(done, total);
@@ -198,7 +206,7 @@ int WaitForEnd(WorkerService& service, const RankEngine& engine, const Flags& fl
   std::optional<Clock::time_point> drain_until;
   while (!service.IsDrained()) {
     if (process::WasAskedToEnd(kTick) && !drain_until) {
-      std::fprintf(stderr, "rank %d: draining\n", flags.rank.layout.rank);
+      spdlog::info("draining: what was ordered is to end within {} ms", flags.drain_timeout_ms);
       drain_until = Clock::now() + milliseconds(flags.drain_timeout_ms);
       service.Drain();
     }
@@ -210,7 +218,7 @@ int WaitForEnd(WorkerService& service, const RankEngine& engine, const Flags& fl
       std::_Exit(Fail("the engine made no progress for --watchdog-ms " + std::to_string(flags.watchdog_ms)));
     }
   }
-  std::fprintf(stderr, "rank %d: drained\n", flags.rank.layout.rank);
+  spdlog::info("drained");
   return 0;
 }
 
@@ -220,9 +228,9 @@ int Serve(const Flags& flags) {
   const auto backend = NewBackend(flags.backend);
   if (!backend.ok()) return Fail(backend.status());
   if (absl::Status status = CheckLayout((*checkpoint)->config(), flags.rank.layout); !status.ok()) return Fail(status);
-  std::fprintf(stderr, "rank %d of %d on %s %s: %s\n", flags.rank.layout.rank, flags.rank.layout.world_size(),
-               std::string((*backend)->name()).c_str(), std::string((*backend)->detail()).c_str(),
-               EstimateMemory(**checkpoint, flags.rank).ToString().c_str());
+  spdlog::info("build {}: rank {} of {} on {} {}: {}", config::BuildId(), flags.rank.layout.rank,
+               flags.rank.layout.world_size(), (*backend)->name(), (*backend)->detail(),
+               EstimateMemory(**checkpoint, flags.rank).ToString());
 
   std::unique_ptr<RankEngine> engine;
   auto service = WorkerService::Start({.build = std::string(config::BuildId()), .address = flags.listen});
@@ -239,7 +247,7 @@ int Serve(const Flags& flags) {
                                           return FormCommunicator(flags, order, cancelled);
                                         });
   (*service)->Serve(engine.get(), hello);
-  std::fprintf(stderr, "rank %d: serving at %s\n", flags.rank.layout.rank, flags.listen.c_str());
+  spdlog::info("serving at {}", flags.listen);
   return WaitForEnd(**service, *engine, flags);
 }
 
@@ -266,6 +274,7 @@ int Main(int argc, char** argv) {
     return 2;
   }
   channels::SkipLockChecks();
+  process::StartLog(flags.log, "rank " + std::to_string(flags.rank.layout.rank));
   process::HoldEndingSignals();
   ::signal(SIGPIPE, SIG_IGN);
   return Serve(flags);

@@ -3,6 +3,7 @@
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <poll.h>
+#include <spdlog/spdlog.h>
 
 #include <deque>
 #include <mutex>
@@ -317,6 +318,7 @@ absl::Status WorkerService::Core::OnHello(const std::shared_ptr<Stream>& stream,
     session_ = 0;
     if (engine_ != nullptr) response = Open();
   }
+  spdlog::info("a scheduler has connected{}", before != nullptr ? ", in place of the one before" : "");
   if (response) stream->Write(*std::move(response));
   if (before != nullptr) before->End(absl::AbortedError("another scheduler has taken over this rank"));
   return absl::OkStatus();
@@ -363,6 +365,7 @@ void WorkerService::Core::OnEnd(const Stream* stream, const std::string& reason)
   std::shared_ptr<Stream> ended;  // released after the mutex
   std::lock_guard lock(mutex_);
   if (stream != stream_.get()) return;
+  spdlog::log(is_draining_ ? spdlog::level::info : spdlog::level::warn, "the scheduler is gone: {}", reason);
   if (session_ != 0) engine_->EndSession(session_, reason);
   session_ = 0;
   ended = std::move(stream_);

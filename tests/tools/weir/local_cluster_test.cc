@@ -103,18 +103,19 @@ TEST(ClusterTextTest, TellsHowToTalkToItFromHere) {
 }
 
 TEST(LoadLineTest, ReadsWhatWorkersWrite) {
-  const auto load = ParseLoadLine("rank 12: 43 % of 12.4 GB, 1.9 GB/s");
+  const auto load = ParseLoadLine("2026-01-01 00:00:00.000 I rank 12: loading: 43 % of 12.4 GB, 1.9 GB/s");
   ASSERT_TRUE(load.has_value());
   EXPECT_EQ(load->percent, 43);
   EXPECT_DOUBLE_EQ(load->total_gb, 12.4);
   EXPECT_DOUBLE_EQ(load->gb_per_s, 1.9);
-  EXPECT_DOUBLE_EQ(ParseLoadLine("rank 0: 100 % of 250.0 MB, 0.1 GB/s")->total_gb, 0.25);
+  EXPECT_DOUBLE_EQ(ParseLoadLine("I rank 0: loading: 100 % of 250.0 MB, 0.1 GB/s")->total_gb, 0.25);
+  EXPECT_EQ(ParseLoadLine(R"({"process":"rank 0","message":"loading: 7 % of 1.0 GB, 0.1 GB/s"})")->percent, 7);
 }
 
 TEST(LoadLineTest, LeavesOtherLinesAlone) {
   EXPECT_FALSE(ParseLoadLine("rank 0: serving at unix:/run/w/rank-0").has_value());
-  EXPECT_FALSE(ParseLoadLine("rank 0: 43 % of 12.4 GB").has_value());
-  EXPECT_FALSE(ParseLoadLine("rank 0: 43 % of 12.4 XB, 1.9 GB/s").has_value());
+  EXPECT_FALSE(ParseLoadLine("rank 0: loading: 43 % of 12.4 GB").has_value());
+  EXPECT_FALSE(ParseLoadLine("rank 0: loading: 43 % of 12.4 XB, 1.9 GB/s").has_value());
   EXPECT_FALSE(ParseLoadLine("").has_value());
 }
 

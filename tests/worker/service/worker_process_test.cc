@@ -214,8 +214,35 @@ TEST_F(WorkerProcessTest, WrongUsageExitsWithTwoAndBadModelsWithOne) {
 TEST_F(WorkerProcessTest, ModelThatDoesNotAllowTheLayoutIsRefused) {
   ChildProcess process({std::string(WEIR_BINARY_DIR) + "/bin/weir-worker", "--model", model_->path(), "--tp", "3",
                         "--listen", Address("r", 0), "--communicator", Address("c", 0)});
-  EXPECT_THAT(process.ReadLine(), AllOf(HasSubstr("weir-worker: "), HasSubstr("3")));
+  EXPECT_THAT(process.ReadLine(), AllOf(HasSubstr(" E rank 0: "), HasSubstr("3")));
   EXPECT_EQ(process.Wait(), 1);
+}
+
+TEST_F(WorkerProcessTest, ACacheBeyondTheMemoryIsRefusedWithWhatWouldFit) {
+  const std::vector<std::string> command = {std::string(WEIR_BINARY_DIR) + "/bin/weir-worker",
+                                            "--model",
+                                            model_->path(),
+                                            "--listen",
+                                            Address("r", 0),
+                                            "--num-blocks",
+                                            "1000000000"};
+  ChildProcess process(command);
+  EXPECT_THAT(process.ReadUntil(" E rank 0: "), AllOf(HasSubstr("does not fit: weights "), HasSubstr(" available"),
+                                                      HasSubstr(" would fit"), HasSubstr("--allow-overcommit")));
+  EXPECT_EQ(process.Wait(), 1);
+}
+
+TEST_F(WorkerProcessTest, LogsWhatHappenedToTheGroup) {
+  auto first = Start(0);
+  auto second = Start(1);
+  Connect(0);
+  Connect(1);
+  EXPECT_NE(first->ReadUntil("a scheduler has connected"), "");
+  Form(7);
+  EXPECT_NE(first->ReadUntil("epoch 7: the group of 2 stands"), "");
+  second->Signal(SIGKILL);
+  ASSERT_TRUE(clients_[0]->SendPlan(PromptPlan(7, 31, 0)));
+  EXPECT_THAT(first->ReadUntil("epoch 7: ended at step 31: "), HasSubstr("rank 1"));
 }
 
 }  // namespace

@@ -45,7 +45,7 @@ class Planner {
 
   ProcessSpec Rank(int32_t rank) const {
     ProcessSpec spec{.name = absl::StrCat("rank ", rank),
-                     .ready_text = ": serving at ",
+                     .ready_text = "serving at ",
                      .is_progress = [](std::string_view line) { return ParseLoadLine(line).has_value(); },
                      .drain_stage = kRankStage};
     spec.argv = {programs_ + "/weir-worker",
@@ -65,6 +65,7 @@ class Planner {
                  RankAddress(rank),
                  "--communicator",
                  absl::StrCat("unix:", run_, "/group-", rank)};
+    if (options_.allows_overcommit) Append(spec.argv, {"--allow-overcommit"});
     if (!options_.isa.empty()) Append(spec.argv, {"--isa", options_.isa});
     Append(spec.argv, options_.worker_flags);
     return spec;
@@ -153,13 +154,15 @@ absl::Status CheckPlan(const ClusterPlan& plan, const std::string& run_directory
 }
 
 std::optional<LoadLine> ParseLoadLine(std::string_view line) {
+  const size_t begin = line.find("loading: ");  // after time, level and name, as text or as JSON
+  if (begin == std::string_view::npos) return std::nullopt;
   LoadLine load;
-  int rank = 0, end = 0;
+  int end = 0;
   char unit = ' ';
-  const std::string text(line);
-  const int found = std::sscanf(text.c_str(), "rank %d: %d %% of %lf %cB, %lf GB/s%n", &rank, &load.percent,
-                                &load.total_gb, &unit, &load.gb_per_s, &end);
-  if (found != 5 || end == 0 || (unit != 'G' && unit != 'M')) return std::nullopt;
+  const std::string text(line.substr(begin));
+  const int found = std::sscanf(text.c_str(), "loading: %d %% of %lf %cB, %lf GB/s%n", &load.percent, &load.total_gb,
+                                &unit, &load.gb_per_s, &end);
+  if (found != 4 || end == 0 || (unit != 'G' && unit != 'M')) return std::nullopt;
   if (unit == 'M') load.total_gb /= 1000;
   return load;
 }

@@ -30,6 +30,7 @@ struct ClusterOptions {
   std::string isa;
   std::string dtype = "auto";
   int64_t num_blocks = 0;  // 0 = chosen from the memory that is free
+  bool allows_overcommit = false;
   int32_t max_num_seqs = 64;
   int32_t max_num_batched_tokens = 2048;
   int64_t max_model_len = 0;             // 0 = the model's own
