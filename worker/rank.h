@@ -34,6 +34,8 @@ struct RankOptions {
   int32_t max_num_seqs = 256;             // slots
   int32_t max_num_batched_tokens = 2048;  // rows of one step on this dp group; workspaces are sized by it
   int64_t max_model_len = 0;              // positions; 0 = the model's own
+  // Loads although the machine does not seem to have the memory.
+  bool allows_overcommit = false;
   // Where the routed experts are, the same on every rank; by default ExpertMap::Contiguous.
   std::optional<ExpertMap> expert_map;
 };
@@ -45,16 +47,21 @@ struct MemoryEstimate {
   int64_t workspace_bytes = 0;   // activations for max_num_batched_tokens rows
   int64_t available_bytes = 0;   // what the machine has free, for a CPU rank; its processes share it
   std::string ToString() const;  // one line with all sums, for people
+  int64_t total_bytes() const { return weights_bytes + cache_bytes + workspace_bytes; }
+  bool Fits() const { return total_bytes() <= available_bytes; }
+  // The most blocks that fit, when cache_bytes are those of `num_blocks`; zero or less when there is no room for any.
+  int64_t MaxNumBlocks(int64_t num_blocks) const;
 };
 // Requires: CheckLayout allows options.layout.
 MemoryEstimate EstimateMemory(const Checkpoint& checkpoint, const RankOptions& options);
 
 class Rank {
  public:
-  // Loads this rank's shard.  RESOURCE_EXHAUSTED with the sums when it does not fit; INVALID_ARGUMENT for a layout the
-  // model does not allow or weights that are not finite.  `communicator` spans all ranks of the layout; null when there
-  // is one, or when the group is formed later, by Reform.  `progress(bytes done, bytes total)` may be null.  checkpoint
-  // need not outlive Load; backend and communicator must outlive the rank.  The epoch is 0.
+  // Loads this rank's shard.  RESOURCE_EXHAUSTED with the sums, before anything is loaded, when it does not fit;
+  // INVALID_ARGUMENT for a layout the model does not allow or weights that are not finite.  `communicator` spans all
+  // ranks of the layout; null when there is one, or when the group is formed later, by Reform.  `progress(bytes done,
+  // bytes total)` may be null.  checkpoint need not outlive Load; backend and communicator must outlive the rank.  The
+  // epoch is 0.
   static absl::StatusOr<std::unique_ptr<Rank>> Load(const Checkpoint& checkpoint, const RankOptions& options,
                                                     kernels::Backend* backend, Communicator* communicator,
                                                     const std::function<void(int64_t, int64_t)>& progress);

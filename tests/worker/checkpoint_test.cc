@@ -5,12 +5,17 @@
 #include <sys/stat.h>
 
 #include <cmath>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <limits>
 
+#include "kernels/check.h"
 #include "tests/worker/checkpoint_writer.h"
 #include "worker/checkpoint/scale_blocks.h"
+#include "worker/checkpoint/unreadable_files.h"
 
 namespace weir::worker {
 namespace {
@@ -453,6 +458,30 @@ TEST(CheckpointTest, RefusesScalesThatAreNotFinitePositiveNumbers) {
     EXPECT_TRUE((*checkpoint)->CheckScales(spec, {0, 192, 0, 128}).ok());
     EXPECT_FALSE((*checkpoint)->CheckScales(spec, {0, 192, 96, 96}).ok());
   }
+}
+
+// A signal and not a status: the threads that pack read straight from the mapping.
+TEST(UnreadableFileTest, IsNamedWhenItWasCutAfterOpening) {
+  TestDirectory directory;
+  CheckpointWriter(TinyV3Config()).Write(directory.path());
+  const auto read_what_is_gone = [&] {
+    ReportUnreadableFiles([](const char* path) { std::fprintf(stderr, "gone: %s", path); });
+    const auto checkpoint = Checkpoint::Open(directory.path());
+    WEIR_CHECK(checkpoint.ok(), std::string(checkpoint.status().message()));
+    std::filesystem::resize_file((*checkpoint)->files()[0], 0);
+    const auto* bytes = static_cast<const volatile char*>((*checkpoint)->tensor("lm_head.weight").data);
+    std::exit(bytes[0]);
+  };
+  EXPECT_EXIT(read_what_is_gone(), testing::ExitedWithCode(1), "gone: .*/model.safetensors");
+}
+
+TEST(UnreadableFileTest, BusErrorsElsewhereEndTheProcessAsEver) {
+  const auto raise_elsewhere = [] {
+    ReportUnreadableFiles([](const char*) { std::fprintf(stderr, "gone"); });
+    raise(SIGBUS);
+    raise(SIGBUS);
+  };
+  EXPECT_EXIT(raise_elsewhere(), testing::KilledBySignal(SIGBUS), "^$");
 }
 
 }  // namespace

@@ -321,8 +321,22 @@ TEST(RankLoad, RefusesWhatDoesNotFitWithTheSums) {
   options.num_blocks = int64_t{1} << 31;
   const absl::Status status = LoadStatus(TinyModel("v3"), options);
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(std::string(status.message()), ::testing::AllOf(HasSubstr("rank 0 does not fit"),
-                                                              HasSubstr("cache 39582.42 GB"), HasSubstr("available")));
+  EXPECT_THAT(std::string(status.message()),
+              ::testing::AllOf(HasSubstr("rank 0 does not fit"), HasSubstr("cache 39582.42 GB"), HasSubstr("available"),
+                               HasSubstr("would fit")));
+  options.allows_overcommit = true;
+  EXPECT_THAT(std::string(LoadStatus(TinyModel("v3"), options).message()), HasSubstr("cannot allocate"));
+}
+
+TEST(MemoryEstimateTest, SaysHowManyBlocksFit) {
+  MemoryEstimate memory = {
+      .weights_bytes = 100, .cache_bytes = 80, .workspace_bytes = 20, .available_bytes = 199};  // 8 bytes a block
+  EXPECT_FALSE(memory.Fits());
+  EXPECT_EQ(memory.MaxNumBlocks(10), 9);
+  memory.available_bytes = 200;
+  EXPECT_TRUE(memory.Fits());
+  memory.available_bytes = 119;
+  EXPECT_LE(memory.MaxNumBlocks(10), 0);
 }
 
 TEST(RankLoad, RefusesOptionsThatMakeNoSense) {

@@ -9,6 +9,7 @@
 #include "config/build_id.h"
 #include "config/config.h"
 #include "tools/weir/commands.h"
+#include "worker/checkpoint/unreadable_files.h"
 
 namespace {
 
@@ -25,6 +26,10 @@ int main(int argc, char** argv) {
   weir::channels::SkipLockChecks();
   // gRPC's own log lines are no words for people; what they are about is said in the commands' errors.
   setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
+  weir::worker::ReportUnreadableFiles([](const char* path) {
+    std::fprintf(stderr, "weir: %s: cannot be read any more: it was cut while in use, or its disk or network failed\n",
+                 path);
+  });
   CLI::App app{"Weir divides one large mixture-of-experts language model fairly among its tenants."};
   app.require_subcommand(1);
   app.set_version_flag("--version", std::string(weir::config::BuildId()));

@@ -138,6 +138,21 @@ void ChooseCache(const worker::Checkpoint& checkpoint, ClusterOptions& options) 
        .world_size = world_size});
 }
 
+// All ranks share this machine, and each alone would find room.
+absl::Status CheckMemory(const worker::Checkpoint& checkpoint, const ClusterOptions& options) {
+  worker::RankOptions rank = RankOptionsOf(options);
+  rank.num_blocks = options.num_blocks;
+  worker::MemoryEstimate memory = worker::EstimateMemory(checkpoint, rank);
+  memory.available_bytes /= rank.layout.world_size();
+  if (memory.Fits() || options.allows_overcommit) return absl::OkStatus();
+  const int64_t max_num_blocks = memory.MaxNumBlocks(options.num_blocks);
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "the model does not fit: each of ", rank.layout.world_size(), " ranks needs ", memory.ToString(), " to it; ",
+      max_num_blocks > 0 ? absl::StrCat("--num-blocks ", max_num_blocks, " would fit")
+                         : "free memory, bound sequences with --max-model-len, or use a machine with more",
+      " (--allow-overcommit starts nevertheless)"));
+}
+
 // "deepseek-ai_DeepSeek-V3/" -> "deepseek-ai_DeepSeek-V3".
 std::string NameOfDirectory(const std::string& directory) {
   std::error_code ignored;
@@ -162,6 +177,7 @@ absl::Status Choose(UpOptions& options, HeldPorts& ports) {
     cluster.threads = std::max(1, processors / layout.world_size());
   }
   if (cluster.num_blocks == 0) ChooseCache(**checkpoint, cluster);
+  if (absl::Status status = CheckMemory(**checkpoint, cluster); !status.ok()) return status;
   if (!options.gateway_config.empty()) cluster.gateway_flags = {"--config", options.gateway_config};
   if (!options.scheduler_config.empty()) cluster.scheduler_flags = {"--config", options.scheduler_config};
   if (!options.worker_config.empty()) cluster.worker_flags = {"--config", options.worker_config};
@@ -329,6 +345,10 @@ void AddClusterOptions(CLI::App& command, ClusterOptions& o) {
   command.add_option("--num-blocks", o.num_blocks, "blocks of a rank's cache; 0 = by the memory that is free")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str()
+      ->group(ranks);
+  command
+      .add_flag("--allow-overcommit", o.allows_overcommit,
+                "start although memory does not suffice by the sums; the system may then end a rank at any time")
       ->group(ranks);
   command.add_option("--max-num-seqs", o.max_num_seqs, "sequences at once, per data-parallel group")
       ->check(CLI::Range(1, 1 << 20))

@@ -21,6 +21,7 @@
 #include "worker/checkpoint/model_directory.h"
 #include "worker/checkpoint/safetensors.h"
 #include "worker/checkpoint/scale_blocks.h"
+#include "worker/checkpoint/unreadable_files.h"
 
 namespace weir::worker {
 namespace {
@@ -79,7 +80,9 @@ absl::Status CheckIndex(const IndexFile& index, const std::string& origin, const
 
 struct Checkpoint::Mapping {
   ~Mapping() {
-    if (address != nullptr) munmap(address, file->num_bytes());
+    if (address == nullptr) return;
+    ForgetMapping(address);
+    munmap(address, file->num_bytes());
   }
   std::unique_ptr<ModelFile> file;
   void* address = nullptr;
@@ -185,6 +188,7 @@ absl::Status Checkpoint::ReadHeader(const ModelDirectory& directory, const std::
     return absl::ErrnoToStatus(errno, absl::StrFormat("%s: cannot map %d bytes", file.path(), file.num_bytes()));
   }
   mapping->address = address;
+  NoteMapping(address, file.num_bytes(), file.path().c_str());
   madvise(address, file.num_bytes(), MADV_RANDOM);  // a fault must not read ahead into another rank's shard
   for (SafetensorsEntry& entry : *entries) {
     TensorInfo tensor{std::move(entry.name),

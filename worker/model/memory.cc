@@ -41,17 +41,32 @@ int64_t MemAvailable() {
 }
 
 // Page cache counts as used in a control group, but gives way: only what cannot be dropped is taken off the limit.
-int64_t ControlGroupAvailable() {
-  const int64_t limit = NumberIn("/sys/fs/cgroup/memory.max");
+int64_t ControlGroupAvailable(const std::string& group) {
+  const int64_t limit = NumberIn(group + "/memory.max");
   if (limit == kUnlimited) return kUnlimited;
   int64_t pinned = 0, value = 0;
-  std::ifstream stat("/sys/fs/cgroup/memory.stat");
+  std::ifstream stat(group + "/memory.stat");
   std::string key;
   constexpr std::array<const char*, 3> kPinned = {"anon", "unevictable", "slab_unreclaimable"};
   while (stat >> key >> value) {
     if (std::find(kPinned.begin(), kPinned.end(), key) != kPinned.end()) pinned += value;
   }
   return std::max<int64_t>(limit - pinned, 0);
+}
+
+// Of this process's control group and all around it: in a container its own is the root of what it sees, under systemd
+// it is a service's.
+int64_t ControlGroupsAvailable() {
+  std::ifstream file("/proc/self/cgroup");
+  std::string group;
+  for (std::string line; std::getline(file, line);) {
+    if (line.starts_with("0::/")) group = line.substr(sizeof("0::") - 1);
+  }
+  int64_t available = ControlGroupAvailable("/sys/fs/cgroup");
+  for (; group.size() > 1; group.resize(group.rfind('/'))) {
+    available = std::min(available, ControlGroupAvailable("/sys/fs/cgroup" + group));
+  }
+  return available;
 }
 
 }  // namespace
@@ -81,7 +96,12 @@ int64_t MaxModelLen(const ModelConfig& config, const RankOptions& options) {
   return options.max_model_len > 0 ? options.max_model_len : config.max_position_embeddings;
 }
 
-int64_t AvailableHostBytes() { return std::min(MemAvailable(), ControlGroupAvailable()); }
+int64_t AvailableHostBytes() { return std::min(MemAvailable(), ControlGroupsAvailable()); }
+
+int64_t MemoryEstimate::MaxNumBlocks(int64_t num_blocks) const {
+  const int64_t block_bytes = std::max<int64_t>(1, cache_bytes / std::max<int64_t>(1, num_blocks));
+  return (available_bytes - weights_bytes - workspace_bytes) / block_bytes;
+}
 
 std::string MemoryEstimate::ToString() const {
   return absl::StrCat("weights ", Readable(weights_bytes), " + cache ", Readable(cache_bytes), " + workspace ",

@@ -51,12 +51,15 @@ absl::Status CheckOptions(const ModelConfig& config, const RankOptions& options)
   return CheckLayout(config, options.layout);
 }
 
-absl::Status CheckFits(const MemoryEstimate& memory, int32_t rank) {
-  if (memory.weights_bytes + memory.cache_bytes + memory.workspace_bytes <= memory.available_bytes) {
-    return absl::OkStatus();
-  }
-  return absl::ResourceExhaustedError(absl::StrCat("rank ", rank, " does not fit: ", memory.ToString(),
-                                                   "; use more ranks, fewer cache blocks or fewer batched tokens"));
+absl::Status CheckFits(const MemoryEstimate& memory, const RankOptions& options) {
+  if (memory.Fits() || options.allows_overcommit) return absl::OkStatus();
+  const int64_t max_num_blocks = memory.MaxNumBlocks(options.num_blocks);
+  const std::string advice =
+      max_num_blocks > 0
+          ? absl::StrCat("num_blocks ", options.num_blocks, " is too much, ", max_num_blocks, " would fit")
+          : "use more ranks, or fewer batched tokens, or a machine with more memory";
+  return absl::ResourceExhaustedError(
+      absl::StrCat("rank ", options.layout.rank, " does not fit: ", memory.ToString(), "; ", advice));
 }
 
 class LoadedRank : public Rank {
@@ -291,7 +294,7 @@ absl::StatusOr<std::unique_ptr<Rank>> Rank::Load(const Checkpoint& checkpoint, c
                                                  const std::function<void(int64_t, int64_t)>& progress) {
   if (absl::Status status = CheckOptions(checkpoint.config(), options); !status.ok()) return status;
   auto rank = std::make_unique<LoadedRank>(checkpoint, options, backend);
-  if (absl::Status status = CheckFits(rank->memory(), options.layout.rank); !status.ok()) return status;
+  if (absl::Status status = CheckFits(rank->memory(), options); !status.ok()) return status;
   if (absl::Status status = rank->Load(checkpoint, progress); !status.ok()) return status;
   if (absl::Status status = rank->Reform(communicator, 0); !status.ok()) return status;
   return rank;

@@ -24,6 +24,7 @@
 #include "process/log.h"
 #include "worker/backend_choice.h"
 #include "worker/checkpoint/checkpoint.h"
+#include "worker/checkpoint/unreadable_files.h"
 #include "worker/communicator/communicator.h"
 #include "worker/rank.h"
 #include "worker/service/rank_engine.h"
@@ -66,6 +67,8 @@ void AddFlags(CLI::App& app, Flags& flags) {
   app.add_option("--num-blocks", flags.rank.num_blocks, "blocks of the latent cache, the same on every rank")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
+  app.add_flag("--allow-overcommit", flags.rank.allows_overcommit,
+               "load although memory does not suffice by the sums; the system may then end the process at any time");
   app.add_option("--block-size", flags.rank.block_size, "tokens of a block")->capture_default_str();
   app.add_option("--max-num-seqs", flags.rank.max_num_seqs, "sequences at once, per data-parallel group")
       ->capture_default_str();
@@ -240,6 +243,10 @@ int Serve(const Flags& flags) {
     service->reset();
     std::_Exit(0);
   }
+  if (absl::IsResourceExhausted(rank->status()) && !flags.rank.allows_overcommit) {
+    return Fail(std::string(rank->status().message()) + " (--num-blocks, --tp, --max-num-batched-tokens; " +
+                "--allow-overcommit loads nevertheless)");
+  }
   if (!rank->ok()) return Fail(rank->status());
   const RankHello hello = HelloOf(***rank, **checkpoint, **backend, flags);
   engine = std::make_unique<RankEngine>(**std::move(rank), flags.rank.layout.world_size(),
@@ -275,6 +282,12 @@ int Main(int argc, char** argv) {
   }
   channels::SkipLockChecks();
   process::StartLog(flags.log, "rank " + std::to_string(flags.rank.layout.rank));
+  ReportUnreadableFiles([](const char* path) {
+    spdlog::critical(
+        "{}: cannot be read any more: it was cut while in use, or its disk or network failed; put the whole "
+        "file back and start again",
+        path);
+  });
   process::HoldEndingSignals();
   ::signal(SIGPIPE, SIG_IGN);
   return Serve(flags);
