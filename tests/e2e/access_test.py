@@ -95,6 +95,24 @@ class TlsTest(unittest.TestCase):
         unknown = dict(zip(("certificate_chain", "private_key"), map(read, stranger.issue("other_desk"))))
         self.assert_no_connection(self.client(cluster, **unknown))
 
+    def test_the_command_line_connects_with_a_certificate_of_its_own(self):
+        cluster = self.cluster("--tls-client-ca", self.authority.path("authority.pem"))
+        certificate, key = self.authority.issue("desk")
+        command = [os.path.join(BIN, "weir"), "complete", "--server", f"localhost:{cluster.port}", "--max-tokens", "3",
+                   "--tls", "--tls-ca", self.authority.path("authority.pem")]  # fmt: skip
+
+        def complete(*flags):
+            done = subprocess.run([*command, *flags, "Hello"], capture_output=True, text=True, timeout=30)
+            return done.returncode, done.stdout + done.stderr
+
+        code, said = complete("--tls-certificate", certificate, "--tls-key", key)
+        self.assertEqual(code, 0, said)
+        code, said = complete()
+        self.assertEqual(code, 1, said)
+        code, said = complete("--tls-certificate", certificate)
+        self.assertEqual(code, 2, said)
+        self.assertIn("--tls-key", said)
+
     def test_a_renewed_certificate_is_shown_without_a_restart_and_streams_go_on(self):
         cluster = self.cluster()
         running = self.client(cluster)

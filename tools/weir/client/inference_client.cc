@@ -114,10 +114,13 @@ absl::StatusOr<std::unique_ptr<InferenceClient>> InferenceClient::Connect(const 
   std::shared_ptr<grpc::ChannelCredentials> credentials = grpc::InsecureChannelCredentials();
   if (options.uses_tls) {
     grpc::SslCredentialsOptions tls;
-    if (!options.ca_file.empty()) {
-      absl::StatusOr<std::string> authority = ReadFile(options.ca_file);
-      if (!authority.ok()) return authority.status();
-      tls.pem_root_certs = *std::move(authority);
+    for (const auto& [path, content] : {std::pair{&options.ca_file, &tls.pem_root_certs},
+                                        {&options.certificate_file, &tls.pem_cert_chain},
+                                        {&options.certificate_key_file, &tls.pem_private_key}}) {
+      if (path->empty()) continue;
+      absl::StatusOr<std::string> file = ReadFile(*path);
+      if (!file.ok()) return file.status();
+      *content = *std::move(file);
     }
     credentials = grpc::SslCredentials(tls);
   }

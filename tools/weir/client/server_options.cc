@@ -21,6 +21,17 @@ void AddServerOptions(CLI::App& command, ServerOptions& options) {
       ->check(CLI::ExistingFile)
       ->group(group)
       ->needs(tls);
+  auto* certificate = command
+                          .add_option("--tls-certificate", options.certificate_file,
+                                      "PEM file with a certificate of your own, for a gateway that asks for one")
+                          ->check(CLI::ExistingFile)
+                          ->group(group)
+                          ->needs(tls);
+  auto* key = command.add_option("--tls-key", options.certificate_key_file, "PEM file with its key")
+                  ->check(CLI::ExistingFile)
+                  ->group(group)
+                  ->needs(certificate);
+  certificate->needs(key);
 }
 
 }  // namespace weir::tools

@@ -16,9 +16,11 @@ struct ServerOptions {
   std::string key_file;  // holds the key; the environment and process lists need not show it
   bool uses_tls = false;
   std::string ca_file;  // PEM; empty: the system's
+  // PEM, both or none: for a gateway that asks clients for a certificate as well.
+  std::string certificate_file, certificate_key_file;
 };
 
-// --server, --api-key-file, --tls, --tls-ca.  The environment's WEIR_SERVER and WEIR_API_KEY are the defaults.
+// --server, --api-key-file, --tls, --tls-ca, --tls-certificate, --tls-key.  The environment's WEIR_SERVER and WEIR_API_KEY are the defaults.
 void AddServerOptions(CLI::App& command, ServerOptions& options);
 
 }  // namespace weir::tools
