@@ -95,6 +95,7 @@ WorkerGroup::WorkerGroup(GroupOptions options, RankPort* port)
 
 void WorkerGroup::On(TimeUs now, RankEvent event, std::vector<News>& news) {
   if (ranks_[event.rank].stream != event.stream) return;  // of a stream that has been given up
+  ranks_[event.rank].heard_at = now;
   std::visit([&](auto& what) { Take(now, event.rank, what, news); }, event.what);
   TryForm(now);
 }
@@ -166,8 +167,11 @@ void WorkerGroup::Take(TimeUs now, int32_t rank, const RankGone& gone, std::vect
 
 void WorkerGroup::OnTime(TimeUs now, std::vector<News>& news) {
   for (int32_t rank = 0; rank < num_ranks(); ++rank) {
+    if (now >= HelloDeadline(ranks_[rank])) Drop(now, rank, "says neither hello nor how far it has loaded", false);
     Rank& closed = ranks_[rank];
-    if (closed.stream == 0 && now >= closed.open_at) closed.stream = port_->Open(rank);
+    if (closed.stream != 0 || now < closed.open_at) continue;
+    closed.stream = port_->Open(rank);
+    closed.heard_at = now;
   }
   if (state_ == State::kStanding && now >= StepDeadline()) {
     std::string silent;
@@ -186,6 +190,10 @@ void WorkerGroup::OnTime(TimeUs now, std::vector<News>& news) {
   TryForm(now);
 }
 
+TimeUs WorkerGroup::HelloDeadline(const Rank& rank) const {
+  return rank.stream == 0 || rank.hello ? kNever : rank.heard_at + options_.silence_deadline_us;
+}
+
 TimeUs WorkerGroup::StepDeadline() const {
   if (!steps_ || steps_->empty()) return kNever;
   return steps_->waiting_since() + pace_.DeadlineUs(steps_->num_rows());
@@ -196,7 +204,7 @@ TimeUs WorkerGroup::wake_time() const {
   if (state_ == State::kStanding) wake = StepDeadline();
   bool are_all_up = true;
   for (const Rank& rank : ranks_) {
-    if (rank.stream == 0) wake = std::min(wake, rank.open_at);
+    wake = std::min(wake, rank.stream == 0 ? rank.open_at : HelloDeadline(rank));
     are_all_up = are_all_up && rank.hello.has_value();
   }
   if (state_ == State::kApart && are_all_up && mismatch_.empty()) wake = std::min(wake, form_not_before_);
@@ -311,6 +319,7 @@ void WorkerGroup::Drop(TimeUs now, int32_t rank, const std::string& reason, bool
   port_->Close(rank);
   dropped.stream = 0;
   dropped.hello.reset();
+  dropped.loading = {};
   dropped.last_words = reason;
   OpenLater(now, dropped);
 }

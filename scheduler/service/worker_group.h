@@ -54,6 +54,8 @@ struct GroupOptions {
   TimeUs unknown_step_deadline_us = 10'000'000;
   TimeUs collective_deadline_us = 1'800'000;
   TimeUs connect_deadline_us = 1'500'000;
+  // Of a rank whose stream is open and that has not said hello: one that loads says how far it is ten times a second.
+  TimeUs silence_deadline_us = 10'000'000;
   TimeUs min_retry_us = 100'000;
   TimeUs max_retry_us = 1'000'000;
   bool kills_hung_local_ranks = false;
@@ -110,6 +112,7 @@ class WorkerGroup {
     uint64_t stream = 0;  // 0: none
     TimeUs open_at = 0;   // when there is none
     TimeUs retry_us = 0;
+    TimeUs heard_at = 0;  // or opened at
     std::optional<RankHello> hello;
     RankLoading loading;
     bool has_answered = false;  // to the forming
@@ -134,6 +137,7 @@ class WorkerGroup {
   // Ends the stream of a rank that misbehaves or is silent.
   void Drop(TimeUs now, int32_t rank, const std::string& reason, bool is_hung);
   void OpenLater(TimeUs now, Rank& rank);
+  TimeUs HelloDeadline(const Rank& rank) const;  // kNever without a stream, and after the hello
   TimeUs StepDeadline() const;
 
   const GroupOptions options_;

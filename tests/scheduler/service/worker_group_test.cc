@@ -155,6 +155,25 @@ TEST_F(WorkerGroupTest, ADeadRankIsSoughtWithGrowingPatience) {
   EXPECT_THAT(waits, ElementsAre(100'000, 200'000, 400'000, 800'000, 1'000'000, 1'000'000));
 }
 
+TEST_F(WorkerGroupTest, AStreamOnWhichNothingComesIsOpenedAnew) {
+  Pass(0);
+  Hello(0);
+  Pass(Options().silence_deadline_us / 2);
+  Say(1, RankLoading{.bytes_done = 1, .bytes_total = 2});
+  EXPECT_EQ(group_.wake_time(), now_ + Options().silence_deadline_us);
+  Pass(Options().silence_deadline_us - 1);
+  EXPECT_TRUE(port_.closed.empty());
+  Pass(1);
+  EXPECT_THAT(port_.closed, ElementsAre(1));
+  EXPECT_THAT(group_.WhyApart(), HasSubstr("neither hello"));
+  EXPECT_TRUE(port_.killed.empty());
+  Pass(group_.wake_time() - now_);
+  EXPECT_EQ(port_.num_opened, 3u);
+  Hello(1);
+  EXPECT_EQ(port_.forms.size(), 2u);
+  EXPECT_THAT(port_.closed, ElementsAre(1));  // rank 0 has said hello, and is silent until it is asked something
+}
+
 TEST_F(WorkerGroupTest, WhatAStreamSaysAfterItWasGivenUpIsNotHeard) {
   Form();
   const uint64_t old_stream = port_.streams[1];
