@@ -20,7 +20,8 @@ struct ServerOptions {
   std::string certificate_file, certificate_key_file;
 };
 
-// --server, --api-key-file, --tls, --tls-ca, --tls-certificate, --tls-key.  The environment's WEIR_SERVER and WEIR_API_KEY are the defaults.
+// --server, --api-key-file, --tls, --tls-ca, --tls-certificate, --tls-key.  The environment's WEIR_SERVER and
+// WEIR_API_KEY are the defaults.
 void AddServerOptions(CLI::App& command, ServerOptions& options);
 
 }  // namespace weir::tools
