@@ -6,7 +6,6 @@
 #include <openssl/hmac.h>
 #include <openssl/rand.h>
 #include <sys/file.h>
-#include <sys/stat.h>
 #include <unistd.h>
 #include <yaml-cpp/yaml.h>
 
@@ -17,8 +16,9 @@
 #include <cstring>
 #include <fstream>
 #include <optional>
-#include <sstream>
 #include <utility>
+
+#include "gateway/identity/file_stamp.h"
 
 namespace weir::gateway {
 namespace {
@@ -134,14 +134,6 @@ std::vector<double> WeightsOf(const std::vector<std::string>& path, const Weight
 std::string ReadFile(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   return std::string((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-}
-
-std::string StampOf(const std::string& path) {
-  struct stat s{};
-  if (stat(path.c_str(), &s) != 0) return "";
-  std::ostringstream stamp;
-  stamp << s.st_ino << ' ' << s.st_size << ' ' << s.st_mtim.tv_sec << ' ' << s.st_mtim.tv_nsec;
-  return stamp.str();
 }
 
 // Written beside and renamed, so that a reader never sees half a file.

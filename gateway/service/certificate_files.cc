@@ -5,13 +5,14 @@
 #include <openssl/evp.h>
 #include <openssl/pem.h>
 #include <openssl/x509.h>
-#include <sys/stat.h>
 
 #include <cerrno>
 #include <cstring>
 #include <fstream>
 #include <iterator>
 #include <utility>
+
+#include "gateway/identity/file_stamp.h"
 
 namespace weir::gateway {
 namespace {
@@ -25,14 +26,6 @@ using Certificate = std::unique_ptr<X509, Free<X509, X509_free>>;
 using Key = std::unique_ptr<EVP_PKEY, Free<EVP_PKEY, EVP_PKEY_free>>;
 
 Bio BioOf(const std::string& text) { return Bio(BIO_new_mem_buf(text.data(), static_cast<int>(text.size()))); }
-
-// Changes when the file does, also when it is replaced or a link on the way to it is turned.  Empty: it is not there.
-std::string StampOf(const std::string& path) {
-  struct stat state{};
-  if (path.empty() || ::stat(path.c_str(), &state) != 0) return "";
-  return std::to_string(state.st_ino) + "/" + std::to_string(state.st_size) + "/" +
-         std::to_string(state.st_mtim.tv_sec) + "." + std::to_string(state.st_mtim.tv_nsec);
-}
 
 absl::StatusOr<std::string> ReadPem(const std::string& what, const std::string& path) {
   std::ifstream file(path, std::ios::binary);

@@ -150,12 +150,8 @@ void WorkerGroup::Take(TimeUs now, int32_t rank, const RankGone& gone, std::vect
   Rank& lost = ranks_[rank];
   const bool was_up = lost.hello.has_value();
   if (was_up || lost.last_words != gone.reason) spdlog::warn("rank {}: not connected: {}", rank, gone.reason);
-  lost.last_words = gone.reason;
-  lost.stream = 0;
-  lost.hello.reset();
-  lost.loading = {};
   if (gone.has_refused) lost.retry_us = options_.max_retry_us;
-  OpenLater(now, lost);
+  OpenLater(now, lost, gone.reason);
   if (state_ == State::kStanding) return Lose(now, "rank " + std::to_string(rank) + " is gone: " + gone.reason, news);
   if (state_ == State::kForming) {
     state_ = State::kApart;  // the others hear of the next epoch
@@ -317,14 +313,14 @@ void WorkerGroup::Drop(TimeUs now, int32_t rank, const std::string& reason, bool
     port_->Kill(dropped.hello->pid);
   }
   port_->Close(rank);
-  dropped.stream = 0;
-  dropped.hello.reset();
-  dropped.loading = {};
-  dropped.last_words = reason;
-  OpenLater(now, dropped);
+  OpenLater(now, dropped, reason);
 }
 
-void WorkerGroup::OpenLater(TimeUs now, Rank& rank) {
+void WorkerGroup::OpenLater(TimeUs now, Rank& rank, const std::string& reason) {
+  rank.stream = 0;
+  rank.hello.reset();
+  rank.loading = {};
+  rank.last_words = reason;
   rank.open_at = now + rank.retry_us;
   rank.retry_us = std::min(2 * rank.retry_us, options_.max_retry_us);
 }

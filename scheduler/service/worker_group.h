@@ -136,7 +136,8 @@ class WorkerGroup {
   void Lose(TimeUs now, const std::string& reason, std::vector<News>& news);
   // Ends the stream of a rank that misbehaves or is silent.
   void Drop(TimeUs now, int32_t rank, const std::string& reason, bool is_hung);
-  void OpenLater(TimeUs now, Rank& rank);
+  // The rank's stream is over, for this reason; the next begins after its retry time.
+  void OpenLater(TimeUs now, Rank& rank, const std::string& reason);
   TimeUs HelloDeadline(const Rank& rank) const;  // kNever without a stream, and after the hello
   TimeUs StepDeadline() const;
 

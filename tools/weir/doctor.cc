@@ -1,8 +1,6 @@
 // weir doctor: can this machine serve this model, and if not, what to do.
 
-#include <netinet/in.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -24,6 +22,7 @@
 #include "config/build_id.h"
 #include "gateway/identity/key_ring.h"
 #include "tools/weir/client/inference_client.h"
+#include "tools/weir/cluster/held_ports.h"
 #include "tools/weir/cluster/local_cluster.h"
 #include "tools/weir/cluster/ops_probe.h"
 #include "tools/weir/commands.h"
@@ -144,18 +143,9 @@ Finding CheckRunDirectory() {
 }
 
 Finding CheckPort(const std::string& subject, int32_t port, const std::string& flag) {
-  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  const int yes = 1;
-  setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  address.sin_port = htons(static_cast<uint16_t>(port));
-  const int result = bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address));
-  const int error = errno;
-  close(fd);
-  if (result == 0) return Ok(subject, absl::StrCat(port, " is free"));
-  return Warning(subject, absl::StrCat(port, ": ", std::strerror(error)),
+  const absl::Status status = CheckPortIsFree(port);
+  if (status.ok()) return Ok(subject, absl::StrCat(port, " is free"));
+  return Warning(subject, absl::StrCat(port, ": ", std::string(status.message())),
                  absl::StrCat("a cluster may be running already; else name another port with ", flag));
 }
 

@@ -26,10 +26,8 @@ int main(int argc, char** argv) {
   weir::channels::SkipLockChecks();
   // gRPC's own log lines are no words for people; what they are about is said in the commands' errors.
   setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
-  weir::worker::ReportUnreadableFiles([](const char* path) {
-    std::fprintf(stderr, "weir: %s: cannot be read any more: it was cut while in use, or its disk or network failed\n",
-                 path);
-  });
+  weir::worker::ReportUnreadableFiles(
+      [](const char* path) { std::fprintf(stderr, "weir: %s: %s\n", path, weir::worker::kUnreadableFile); });
   CLI::App app{"Weir divides one large mixture-of-experts language model fairly among its tenants."};
   app.require_subcommand(1);
   app.set_version_flag("--version", std::string(weir::config::BuildId()));

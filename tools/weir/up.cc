@@ -1,13 +1,9 @@
 // weir up: one replica and its gateway as processes of this machine.
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -76,25 +72,12 @@ class RunDirectory {
 
 // ---- choosing what the flags leave open ----
 
-bool IsFree(int32_t port) {
-  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  const int on = 1;
-  setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));  // connections that linger there hinder nobody
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  address.sin_port = htons(static_cast<uint16_t>(port));
-  const bool is_free = bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0;
-  close(fd);
-  return is_free;
-}
-
 // Whoever holds a port of ours would also answer for our processes when they are asked whether they are ready.
 absl::Status CheckPorts(const ClusterOptions& options) {
   for (const auto& [port, flag] : {std::pair{options.port, "--port"},
                                    {options.ops_port, "--ops-port"},
                                    {options.ops_port + 1, "--ops-port, which takes the next one, too"}}) {
-    if (IsFree(port) || (port == options.port && !options.has_gateway)) continue;
+    if (CheckPortIsFree(port).ok() || (port == options.port && !options.has_gateway)) continue;
     return absl::UnavailableError(absl::StrCat("port ", port, " is in use, perhaps by another weir up: choose with ",
                                                flag, " (0 = any that is free)"));
   }

@@ -12,6 +12,10 @@ namespace weir::worker {
 // is.
 void ReportUnreadableFiles(void (*report)(const char* path));
 
+// What to say after the path.
+inline constexpr char kUnreadableFile[] =
+    "cannot be read any more: it was cut while in use, or its disk or network failed";
+
 // For Checkpoint.  `path` must live until the mapping is forgotten.
 void NoteMapping(const void* address, int64_t num_bytes, const char* path);
 void ForgetMapping(const void* address);

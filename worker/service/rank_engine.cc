@@ -211,7 +211,7 @@ void RankEngine::Fail(RankFailed failure, uint64_t session) {
 
 // ---- telling ----
 
-void RankEngine::Report(uint64_t session, std::variant<StepResult, GroupFormed, RankFailed, Drained> what) {
+void RankEngine::Report(uint64_t session, Outcome::What what) {
   std::unique_lock lock(outcomes_mutex_);
   outcomes_changed_.wait(lock, [this] { return outcomes_.size() < kMaxOutcomes; });
   outcomes_.push_back({session, std::move(what)});

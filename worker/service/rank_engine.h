@@ -82,8 +82,9 @@ class RankEngine {
   };
   struct Drained {};
   struct Outcome {
+    using What = std::variant<StepResult, GroupFormed, RankFailed, Drained>;
     uint64_t session = 0;
-    std::variant<StepResult, GroupFormed, RankFailed, Drained> what;
+    What what;
   };
 
   absl::Status Push(uint64_t session, std::variant<StepPlan, GroupOrder, DrainOrder> what);
@@ -98,7 +99,7 @@ class RankEngine {
   void SetCommunicator(std::unique_ptr<Communicator> communicator);
   void Fail(RankFailed failure, uint64_t session);
   // To the telling thread.
-  void Report(uint64_t session, std::variant<StepResult, GroupFormed, RankFailed, Drained> what);
+  void Report(uint64_t session, Outcome::What what);
   void TellLoop();
   bool TakeOutcome(Outcome& outcome);
   void Tell(const Outcome& outcome);

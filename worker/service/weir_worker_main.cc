@@ -283,10 +283,7 @@ int Main(int argc, char** argv) {
   channels::SkipLockChecks();
   process::StartLog(flags.log, "rank " + std::to_string(flags.rank.layout.rank));
   ReportUnreadableFiles([](const char* path) {
-    spdlog::critical(
-        "{}: cannot be read any more: it was cut while in use, or its disk or network failed; put the whole "
-        "file back and start again",
-        path);
+    spdlog::critical("{}: {}; put the whole file back and start again", path, kUnreadableFile);
   });
   process::HoldEndingSignals();
   ::signal(SIGPIPE, SIG_IGN);

@@ -4,6 +4,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <cerrno>
+#include <cstring>
 #include <utility>
 
 namespace weir::tools {
@@ -12,15 +14,32 @@ namespace {
 // Below what systems give to connections by themselves (Linux: from 32768 on), which come and go.
 constexpr int32_t kFirst = 20000, kEnd = 32768;
 
-// Whoever holds a port has bound it with SO_REUSEADDR; only without that option does the system say so.
-bool IsFree(const sockaddr_in& address) {
+enum class Reuse : uint8_t { kNo, kYes };  // SO_REUSEADDR
+
+// A socket that is bound to 127.0.0.1:`port`; -1, with errno, when it cannot be.
+int Bind(int32_t port, Reuse reuse) {
   const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  const bool is_free = bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0;
+  const int on = reuse == Reuse::kYes ? 1 : 0;
+  setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  address.sin_port = htons(static_cast<uint16_t>(port));
+  if (bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0) return fd;
+  const int error = errno;
   close(fd);
-  return is_free;
+  errno = error;
+  return -1;
 }
 
 }  // namespace
+
+absl::Status CheckPortIsFree(int32_t port) {
+  const int fd = Bind(port, Reuse::kYes);
+  if (fd < 0) return absl::UnavailableError(std::strerror(errno));
+  close(fd);
+  return absl::OkStatus();
+}
 
 absl::StatusOr<HeldPorts> HeldPorts::Take(int32_t count) {
   // Two that look at the same instant begin in different places.
@@ -37,15 +56,13 @@ absl::StatusOr<HeldPorts> HeldPorts::Take(int32_t count) {
 }
 
 bool HeldPorts::Hold(int32_t port) {
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  address.sin_port = htons(static_cast<uint16_t>(port));
-  if (!IsFree(address)) return false;
-  fds_.push_back(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  const int on = 1;
-  return setsockopt(fds_.back(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) == 0 &&
-         bind(fds_.back(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0;
+  // Whoever else holds it has bound it with SO_REUSEADDR; only without that option does the system say so.
+  const int probe = Bind(port, Reuse::kNo);
+  if (probe < 0) return false;
+  close(probe);
+  const int fd = Bind(port, Reuse::kYes);
+  if (fd >= 0) fds_.push_back(fd);
+  return fd >= 0;
 }
 
 void HeldPorts::LetGo() {

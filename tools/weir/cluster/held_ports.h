@@ -3,9 +3,14 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
 namespace weir::tools {
+
+// OK when 127.0.0.1:`port` can be listened on now; else UNAVAILABLE with the system's words.  Connections that linger
+// there hinder nobody.
+absl::Status CheckPortIsFree(int32_t port);
 
 // Ports in a row on 127.0.0.1 that nobody listens on and, while this lives, nobody else is given: they are bound here
 // with SO_REUSEADDR, not listened on, so that children who ask for them with that option (gRPC and civetweb do) get
