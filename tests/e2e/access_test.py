@@ -30,7 +30,7 @@ class Authority:
     def issue(self, name, host="localhost"):
         """Paths of a certificate (with the authority's behind it) and its key."""
         request, certificate = self.path(name + ".csr"), self.path(name + ".pem")
-        self.openssl("req", *self.new_key(name), "-out", request, "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{host}")
+        self.openssl("req", *self.new_key(name), "-out", request, "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{host},IP:127.0.0.1")
         self.openssl("x509", "-req", "-in", request, "-CA", self.path(self.name + ".pem"), "-CAkey", self.path(self.name + ".key"),
                      "-CAcreateserial", "-days", 2, "-copy_extensions", "copy", "-out", certificate)  # fmt: skip
         return certificate, self.path(name + ".key")
@@ -98,7 +98,7 @@ class TlsTest(unittest.TestCase):
     def test_the_command_line_connects_with_a_certificate_of_its_own(self):
         cluster = self.cluster("--tls-client-ca", self.authority.path("authority.pem"))
         certificate, key = self.authority.issue("desk")
-        command = [os.path.join(BIN, "weir"), "complete", "--server", f"localhost:{cluster.port}", "--max-tokens", "3",
+        command = [os.path.join(BIN, "weir"), "complete", "--server", f"127.0.0.1:{cluster.port}", "--max-tokens", "3",
                    "--tls", "--tls-ca", self.authority.path("authority.pem")]  # fmt: skip
 
         def complete(*flags):
